@@ -1,0 +1,1 @@
+"""Exact stores: a key to the entry written under it."""

@@ -1,0 +1,1 @@
+"""Keyrings: the virtual keys, by the hash of their secret."""

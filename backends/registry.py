@@ -1,0 +1,63 @@
+"""Which implementation a seam's name stands for; imported when it is asked for.
+
+Third parties add to a seam with an entry point in the group
+`keepgate.<seam>`, for example `keepgate.exact`.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from models.errors import ConfigError
+
+BUILT_IN: dict[str, dict[str, str]] = {
+    "exact": {
+        "memory": "backends.exact.memory:MemoryStore",
+        "lmdb": "backends.exact.lmdb:LmdbStore",
+    },
+    "vector": {
+        "flat": "backends.vector.flat:FlatStore",
+        "faiss": "backends.vector.faiss:FaissStore",
+    },
+    "embedding": {
+        "onnx": "backends.embedding.onnx:OnnxEmbedder",
+        "static": "backends.embedding.static:StaticEmbedder",
+        "openai": "backends.embedding.openai:OpenAIEmbedder",
+    },
+    "upstream": {
+        "demo": "backends.upstream.demo:DemoUpstream",
+        "openai": "backends.upstream.openai:OpenAIUpstream",
+        "openai-compatible": "backends.upstream.openai:OpenAIUpstream",
+    },
+    "keyring": {
+        "memory": "backends.keyring.memory:MemoryKeyring",
+        "lmdb": "backends.keyring.lmdb:LmdbKeyring",
+    },
+}
+
+
+def create(seam: str, name: str, **options: Any) -> Any:
+    """The implementation, built with `options`.
+
+    Raises `ConfigError` for a name nobody registered or a package that is not
+    installed.
+    """
+    target = BUILT_IN[seam].get(name)
+    try:
+        if target is not None:
+            module, _, attribute = target.partition(":")
+            factory: Callable[..., Any] = getattr(import_module(module), attribute)
+        else:
+            found = [point for point in entry_points(group=f"keepgate.{seam}") if point.name == name]
+            if not found:
+                known = ", ".join(sorted(names(seam)))
+                raise ConfigError(f"no {seam} implementation is named {name!r}; known: {known}")
+            factory = found[0].load()
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{seam} {name!r} needs the package {error.name!r}: pip install {error.name}") from error
+    return factory(**options)
+
+
+def names(seam: str) -> set[str]:
+    return set(BUILT_IN[seam]) | {point.name for point in entry_points(group=f"keepgate.{seam}")}

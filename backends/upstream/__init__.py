@@ -1,0 +1,1 @@
+"""Upstreams: where answers come from."""

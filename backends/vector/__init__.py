@@ -1,0 +1,1 @@
+"""Vector stores: a vector to its nearest neighbours in one namespace."""

@@ -1,0 +1,1 @@
+"""What is wrong in a text, and what to do about it."""

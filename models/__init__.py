@@ -1,0 +1,1 @@
+"""The shared vocabulary: requests, completions, entries, errors. Data only."""

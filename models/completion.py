@@ -1,0 +1,34 @@
+"""An answer, whichever upstream gave it."""
+
+import msgspec
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Tokens. `estimated`: counted here because the upstream reported none."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: bool = False
+
+
+class Completion(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A finished answer in the shape of the OpenAI API's whole reply.
+
+    `body` is its JSON. `finish_reasons` has one item a choice and is empty
+    for embeddings.
+    """
+
+    body: bytes
+    model: str
+    usage: Usage
+    finish_reasons: tuple[str, ...] = ()
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A completion as the cache keeps it. Times are seconds since the epoch."""
+
+    completion: Completion
+    created_at: float
+    expires_at: float
+    entry_id: str
+    upstream: str

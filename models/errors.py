@@ -1,0 +1,106 @@
+"""What can go wrong, as callers see it.
+
+`code` is the stable name of docs/api.md; service/api/errors.py holds the one
+table that turns it into a status and a dialect's body. No message holds
+prompt text, a key or a vector.
+"""
+
+
+class GatewayError(Exception):
+    """An end to a request that the caller is told about."""
+
+    code = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+        if code is not None:
+            self.code = code
+
+
+class RequestError(GatewayError):
+    """The body, a header or a name in it cannot be used: `invalid_request`,
+    `unknown_endpoint`, `model_not_found`, `request_timeout`, `request_too_large`."""
+
+    code = "invalid_request"
+
+
+class AccessError(GatewayError):
+    """`invalid_key` or `not_allowed`."""
+
+    code = "invalid_key"
+
+
+class LimitError(GatewayError):
+    """`budget_exceeded`, `rate_limited`, or `overloaded`."""
+
+    code = "rate_limited"
+
+
+class NotCached(GatewayError):
+    """`only-if-cached` met a miss."""
+
+    code = "not_cached"
+
+
+class ContentBlocked(GatewayError):
+    """A guardrail blocked; kinds are named, the text never."""
+
+    code = "content_blocked"
+
+
+class UpstreamError(GatewayError):
+    """The upstream did not answer as asked.
+
+    `code` is `upstream_error` (it answered, and not with an answer),
+    `upstream_unavailable` (nothing could be sent) or `upstream_timeout`.
+    `status` and `body` are set for the provider's own 4xx, which callers see
+    as they came; never for 401 and 403, which are the operator's to mend.
+    `headers` are the provider's, already filtered and prefixed.
+    """
+
+    code = "upstream_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        status: int | None = None,
+        body: bytes | None = None,
+        retry_after: str | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        super().__init__(message, code=code, retry_after=retry_after)
+        self.status = status
+        self.body = body
+        self.headers = headers
+
+
+class BackendError(Exception):
+    """A store or an embedder failed. Never reaches a caller: the stage that asked carries on without it."""
+
+
+class StoreFull(BackendError):
+    """No room to write; reads still work."""
+
+
+class TextTooLong(BackendError):
+    """Longer than the embedder's window: what lies beyond it would not count."""
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. `problems` holds one `path.to.key: what is wrong` each."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems

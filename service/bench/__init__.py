@@ -1,0 +1,1 @@
+"""What `keepgate bench` and `keepgate mock-upstream` run."""

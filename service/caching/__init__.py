@@ -1,0 +1,1 @@
+"""The rules of the cache. Storage is in backends."""

@@ -1,0 +1,1 @@
+"""The request path, one module a stage; gateway.py is the order."""
