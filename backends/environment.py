@@ -66,6 +66,10 @@ class SharedEnvironment:
         """
         self.lmdb.set_mapsize(0)
 
+    def doubt(self) -> None:
+        """After `lmdb.CorruptedError` and its like: the next start checks the whole file."""
+        (self.path / "doubt").touch(mode=0o600)
+
     def close(self) -> None:
         """Safe to repeat. The last process to close flushes to disk and leaves word that the file is whole."""
         if self._in_use < 0:
@@ -121,9 +125,11 @@ def open_environment(
             undo.callback(os.close, in_use)
             alone = _locked(in_use, fcntl.LOCK_EX)
             if alone:
-                flaw = _flaw(data, marked=_read_mark(in_use))
+                doubt = path / "doubt"
+                flaw = _flaw(data, mark=b"" if doubt.exists() else _read_mark(in_use))
                 if flaw is not None:
                     _move_aside(path, flaw, aside)
+                doubt.unlink(missing_ok=True)
                 _write_mark(in_use, b"")
             try:
                 environment = _open(path, map_size, max_dbs, sync)
@@ -204,7 +210,7 @@ def _write_mark(descriptor: int, mark: bytes) -> None:
     os.pwrite(descriptor, mark, 0)
 
 
-def _flaw(data: Path, *, marked: bytes) -> str | None:
+def _flaw(data: Path, *, mark: bytes) -> str | None:
     """What is wrong with the file, None if nothing is known to be."""
     if not data.exists():
         return None
@@ -212,7 +218,7 @@ def _flaw(data: Path, *, marked: bytes) -> str | None:
         whole = _meta_length(data) <= data.stat().st_size
     except ValueError as error:
         return str(error)
-    if whole and marked == _stamp(data):
+    if whole and mark == _stamp(data):
         return None
     try:
         trial = subprocess.run(  # noqa: S603 - our own interpreter and text
