@@ -85,7 +85,7 @@ class LmdbKeyring:
             raise BackendError("the keyring holds a key this version cannot read") from error
 
     @contextmanager
-    def _writing(self) -> Iterator[lmdb.Transaction[bytes]]:
+    def _writing(self) -> "Iterator[lmdb.Transaction[bytes]]":
         try:
             with self._begin(write=True) as transaction:
                 yield transaction
