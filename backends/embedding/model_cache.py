@@ -1,0 +1,91 @@
+"""Models that were built on this machine, kept in the user's cache folder."""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from models.errors import BackendError
+
+_log = logging.getLogger(__name__)
+_MANIFEST = "manifest.json"
+
+
+def default_cache() -> Path:
+    """`$XDG_CACHE_HOME/keepgate/models`, else `~/.cache/keepgate/models`."""
+    configured = os.environ.get("XDG_CACHE_HOME", "")
+    # The specification of base directories says to ignore a relative one.
+    home = Path(configured) if Path(configured).is_absolute() else Path.home() / ".cache"
+    return home / "keepgate" / "models"
+
+
+def cached(name: str, write: Callable[[Path], None], *, cache: Path | None, report: Callable[[str], None]) -> Path:
+    """The folder `name` of the cache, written by `write` into an empty folder if it is missing or damaged.
+
+    Any number of processes may ask at once: one writes, the others wait.
+    Raises `BackendError` if the cache cannot be written.
+    """
+    home = cache or default_cache()
+    folder = home / name
+    if folder.exists() and _damage(folder) is None:
+        return folder
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with _lock(home / f".{name}.lock"):
+            return _write_locked(folder, write, report)
+    except OSError as error:
+        raise BackendError(
+            f"the model cannot be kept in {home} ({error.strerror or error}): "
+            "make it writable, or point XDG_CACHE_HOME to a folder that is"
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_locked(folder: Path, write: Callable[[Path], None], report: Callable[[str], None]) -> Path:
+    damage = _damage(folder) if folder.exists() else "missing"
+    if damage is None:
+        return folder  # another process wrote it while this one waited for the lock
+    for leftover in folder.parent.glob(f".{folder.name}.draft-*"):
+        shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed: we hold the lock
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.draft-") as draft:
+        if folder.exists():
+            _log.warning("%s is damaged (%s): building it again", folder, damage)
+            folder.rename(Path(draft) / "damaged")
+        report(f"building {folder.name} into {folder.parent}")
+        built = Path(draft) / "built"
+        built.mkdir()
+        write(built)
+        files = {path.name: sha256(path) for path in sorted(built.iterdir())}
+        # No fsync: a file that a power cut left short is found by its hash.
+        (built / _MANIFEST).write_text(json.dumps({"sha256": files}, indent=2) + "\n")
+        built.rename(folder)
+    return folder
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with it, None if every file is as it was written."""
+    try:
+        files = json.loads((folder / _MANIFEST).read_bytes())["sha256"]
+        for file, expected in files.items():
+            if sha256(folder / file) != expected:
+                return f"{file} is not as it was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by a crash
+        yield

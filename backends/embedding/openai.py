@@ -1,0 +1,148 @@
+"""Embeddings from any API that speaks OpenAI's dialect."""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import timedelta
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from pyreqwest.client import Client, ClientBuilder
+from pyreqwest.exceptions import BuilderError, PyreqwestError, RequestTimeoutError
+
+from backends.embedding.base import Role
+from backends.embedding.batching import Batches, Refused, SharedEmbeddings, Vector, unit
+from models.errors import BackendError, ConfigError, TextTooLong
+
+# What the providers say when a text is beyond the window; there is no common code for it.
+_TOO_LONG = (
+    b"context_length",
+    b"context length",
+    b"maximum input length",
+    b"too long",
+    b"too many tokens",
+    b"max_tokens",
+)
+
+
+class _Item(msgspec.Struct, gc=False):
+    index: int
+    embedding: list[float]
+
+
+class _Answer(msgspec.Struct, gc=False):
+    data: list[_Item]
+
+
+_decoder = msgspec.json.Decoder(_Answer)
+
+
+class OpenAIEmbedder:
+    """Sends the distinct texts that wait together in one call, at most `batch` a call and `calls` calls at a time.
+
+    Nothing is retried: the request behind it has a deadline and can do without.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        model: str,
+        dimensions: int,
+        api_key: str | None = None,
+        shorten: bool = False,
+        timeout: float = 10.0,
+        connect_timeout: float = 2.0,
+        batch: int = 64,
+        calls: int = 8,
+        waiting: int = 1000,
+        remembered: int = 2048,
+    ) -> None:
+        """`base_url` ends before `/embeddings`. `shorten` asks the API for vectors of `dimensions`, where the
+        model can give shorter ones than its own. Timeouts are in seconds. Raises `ConfigError`."""
+        if dimensions < 1:
+            raise ConfigError(f"cache.embedder.dimensions: {dimensions} is no length of a vector")
+        if not base_url.startswith(("http://", "https://")):
+            raise ConfigError("cache.embedder.base_url: an http:// or https:// address is needed")
+        # The same name may stand for other weights at another address; the address itself may hold a credential.
+        where = hashlib.sha256(base_url.rstrip("/").encode()).hexdigest()[:12]
+        self.revision = f"{model}@{where}/openai/{dimensions}"
+        self.dimensions = dimensions
+        self._model = model
+        self._url = f"{base_url.rstrip('/')}/embeddings"
+        self._api_key = api_key
+        self._shorten = shorten
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._client: Client | None = None
+        self._batches = Batches(self._send, size=batch, calls=calls)
+        self._shared = SharedEmbeddings(self._batches.begin, waiting=waiting, remembered=remembered)
+
+    async def load(self) -> None:
+        """Does not call the API: one that is down while the gateway starts must not keep it from starting."""
+        if self._client is None:
+            self._client = (
+                ClientBuilder()
+                .timeout(timedelta(seconds=self._timeout))
+                .connect_timeout(timedelta(seconds=self._connect_timeout))
+                .follow_redirects(False)  # it would carry prompts to an address nobody configured
+                .no_proxy()  # nor does the environment decide where they go
+                .build()
+            )
+
+    async def embed(self, texts: Sequence[str], *, role: Role) -> NDArray[np.float32]:  # noqa: ARG002 - one for both
+        if self._client is None:
+            raise BackendError("the embedder is not loaded yet")
+        if not texts:
+            return np.empty((0, self.dimensions), np.float32)
+        return np.stack(await self._shared.embed(texts))
+
+    async def close(self) -> None:
+        # Calls first: pyreqwest must not be left with a request in flight.
+        await self._batches.close()
+        if self._client is not None:
+            await self._client.close()
+
+    async def _send(self, texts: list[str]) -> list[Vector]:
+        body: dict[str, object] = {"model": self._model, "input": texts, "encoding_format": "float"}
+        if self._shorten:
+            body["dimensions"] = self.dimensions
+        status, answer = await self._post(msgspec.json.encode(body))
+        if status == 200:
+            return self._vectors(answer, len(texts))
+        if status in (400, 413, 422):
+            if status == 413 or any(words in answer.lower() for words in _TOO_LONG):
+                raise TextTooLong("the embeddings API refused a text for its length")
+            raise Refused(f"the embeddings API refused the request with status {status}")
+        # Without the answer's text: some APIs quote the key or the input in it.
+        raise BackendError(f"the embeddings API answered with status {status}")
+
+    async def _post(self, body: bytes) -> tuple[int, bytes]:
+        if self._client is None:
+            raise BackendError("the embedder is not loaded yet")
+        try:
+            request = self._client.post(self._url).header("content-type", "application/json").body_bytes(body)
+            if self._api_key:
+                request = request.bearer_auth(self._api_key)
+            response = await request.build().send()
+            return response.status, bytes(await response.bytes())
+        except RequestTimeoutError as error:
+            raise BackendError("the embeddings API did not answer in time") from error
+        except (PyreqwestError, BuilderError) as error:
+            raise BackendError(f"the embeddings API cannot be reached ({type(error).__name__})") from error
+
+    def _vectors(self, answer: bytes, count: int) -> list[Vector]:
+        try:
+            items = _decoder.decode(answer).data
+        except msgspec.DecodeError as error:
+            raise BackendError("the embeddings API answered 200 with something other than embeddings") from error
+        rows = {item.index: item.embedding for item in items}
+        if sorted(rows) != list(range(count)) or len(items) != count:
+            raise BackendError(f"the embeddings API answered with {len(items)} embeddings for {count} texts")
+        for row in rows.values():
+            if len(row) != self.dimensions:
+                raise BackendError(
+                    f"the embeddings API gives vectors of {len(row)}: set cache.embedder.dimensions to that "
+                    f"(it is {self.dimensions}), or shorten to true if the model can give shorter ones"
+                )
+        return [unit(np.array(rows[index], np.float64)) for index in range(count)]
