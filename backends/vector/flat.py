@@ -1,0 +1,69 @@
+"""Vectors in one process's memory: the reference that every other store is held against."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+
+from backends.vector.base import Neighbor, Vector
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    vector: Vector
+    payload: bytes
+    expires_at: float
+
+
+class FlatStore:
+    """Compares with every live entry of the namespace. Nothing is kept after `close`."""
+
+    def __init__(self, *, dimensions: int, clock: Callable[[], float] = time.time) -> None:
+        self.dimensions = dimensions
+        self._clock = clock
+        self._entries: dict[str, dict[str, _Entry]] = {}
+
+    async def upsert(self, namespace: str, entry_id: str, vector: Vector, payload: bytes, *, ttl: float | None) -> None:
+        self._check(vector)
+        expires_at = float("inf") if ttl is None else self._clock() + ttl
+        entries = self._live(namespace)
+        entries.pop(entry_id, None)  # a replaced entry is the newest one, also among equals
+        entries[entry_id] = _Entry(np.array(vector, dtype=np.float32), payload, expires_at)
+        self._entries[namespace] = entries
+
+    async def nearest(self, namespace: str, vector: Vector, *, limit: int) -> Sequence[Neighbor]:
+        self._check(vector)
+        entries = self._live(namespace)
+        if not entries:
+            return []
+        similarities = np.vecdot(np.stack([entry.vector for entry in entries.values()]), vector)
+        closest = np.argsort(-similarities, kind="stable")[:limit]
+        ids = list(entries)
+        return [
+            Neighbor(ids[row], max(-1.0, min(1.0, float(similarities[row]))), entries[ids[row]].payload)
+            for row in closest
+        ]
+
+    async def delete(self, namespace: str, entry_id: str) -> None:
+        self._entries.get(namespace, {}).pop(entry_id, None)
+
+    async def clear(self, prefix: str) -> int:
+        cleared = [name for name in self._entries if prefix in ("", name) or name.startswith(f"{prefix}/")]
+        count = sum(len(self._live(name)) for name in cleared)
+        for name in cleared:
+            del self._entries[name]
+        return count
+
+    async def count(self) -> int:
+        return sum(len(self._live(name)) for name in self._entries)
+
+    async def close(self) -> None:
+        self._entries.clear()
+
+    def _live(self, namespace: str) -> dict[str, _Entry]:
+        now = self._clock()
+        return {name: entry for name, entry in self._entries.get(namespace, {}).items() if entry.expires_at > now}
+
+    def _check(self, vector: Vector) -> None:
+        if vector.shape != (self.dimensions,):
+            raise ValueError(f"expected a vector of {self.dimensions} dimensions, got shape {vector.shape}")

@@ -1,0 +1,293 @@
+"""What every vector store does, run over each of them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from backends.registry import BUILT_IN, create
+from backends.vector.base import Vector, VectorStore
+
+SUITE = {"vector": {"flat", "faiss"}}
+
+DIMENSIONS = 32
+HERE = "support/team:blue/1f0c"
+TTL = 60.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=sorted(BUILT_IN["vector"]))
+async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[VectorStore]:
+    options = {"faiss": {"path": tmp_path, "revision": "test@1"}}.get(request.param, {})
+    store: VectorStore = create("vector", request.param, dimensions=DIMENSIONS, clock=clock, **options)
+    yield store
+    await store.close()
+
+
+def axis(number: int, dimensions: int = DIMENSIONS) -> Vector:
+    """The unit vector along one axis: its cosine to another is 0."""
+    unit = np.zeros(dimensions, dtype=np.float32)
+    unit[number] = 1.0
+    return unit
+
+
+def toward(cosine: float) -> Vector:
+    """A unit vector of that cosine to `axis(0)`."""
+    unit = np.zeros(DIMENSIONS, dtype=np.float32)
+    unit[:2] = cosine, np.sqrt(1 - cosine**2)
+    return unit
+
+
+def random_units(count: int, *, seed: int) -> NDArray[np.float32]:
+    rows = np.random.default_rng(seed).standard_normal((count, DIMENSIONS), dtype=np.float32)
+    unit: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
+
+
+async def fill(store: VectorStore, namespace: str, vectors: Sequence[Vector] | NDArray[np.float32]) -> None:
+    """Entries `0`, `1`, … whose payload is their id."""
+    await asyncio.gather(*(store.upsert(namespace, str(i), v, str(i).encode(), ttl=TTL) for i, v in enumerate(vectors)))
+
+
+async def ids(store: VectorStore, namespace: str, vector: Vector, *, limit: int = 10) -> list[str]:
+    return [neighbor.entry_id for neighbor in await store.nearest(namespace, vector, limit=limit)]
+
+
+async def test_finds_an_entry_with_its_payload_and_its_cosine(store: VectorStore) -> None:
+    await store.upsert(HERE, "a", toward(0.8), b"an answer", ttl=TTL)
+
+    (found,) = await store.nearest(HERE, axis(0), limit=1)
+
+    assert (found.entry_id, found.payload) == ("a", b"an answer")
+    assert found.similarity == pytest.approx(0.8, abs=1e-5)
+
+
+async def test_an_empty_namespace_has_no_neighbours(store: VectorStore) -> None:
+    assert list(await store.nearest(HERE, axis(0), limit=5)) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("a/b", "a/bc"), ("a/b", "a"), ("a", "a/b"), ("a/b", "A/b"), ("a/b", "ab"), ("a/é", "a/e\u0301")],
+)
+async def test_one_namespace_never_sees_another(store: VectorStore, one: str, other: str) -> None:
+    await store.upsert(one, "mine", axis(0), b"mine", ttl=TTL)
+
+    assert await ids(store, other, axis(0)) == []
+
+
+async def test_the_same_id_lives_in_each_namespace(store: VectorStore) -> None:
+    await store.upsert("a/b", "same", axis(0), b"first", ttl=TTL)
+    await store.upsert("a/c", "same", axis(0), b"second", ttl=TTL)
+
+    assert [n.payload for n in await store.nearest("a/b", axis(0), limit=2)] == [b"first"]
+    assert [n.payload for n in await store.nearest("a/c", axis(0), limit=2)] == [b"second"]
+
+
+async def test_the_most_similar_comes_first(store: VectorStore) -> None:
+    await fill(store, HERE, [toward(0.2), toward(0.9), toward(-0.5), toward(0.6)])
+
+    assert await ids(store, HERE, axis(0), limit=3) == ["1", "3", "0"]
+
+
+async def test_a_tie_goes_to_the_entry_written_first(store: VectorStore) -> None:
+    for entry_id in ("b", "a", "c"):
+        await store.upsert(HERE, entry_id, axis(0), b"", ttl=TTL)
+
+    assert await ids(store, HERE, axis(0)) == ["b", "a", "c"]
+
+
+async def test_similarity_is_the_cosine_numpy_computes(store: VectorStore) -> None:
+    rows = random_units(1_000, seed=7)
+    query = random_units(1, seed=8)[0]
+    await fill(store, HERE, rows)
+
+    found = await store.nearest(HERE, query, limit=1_000)
+
+    exact = rows.astype(np.float64) @ query.astype(np.float64)
+    assert len(found) == 1_000
+    assert max(abs(n.similarity - exact[int(n.entry_id)]) for n in found) < 1e-5
+    assert [n.similarity for n in found] == sorted((n.similarity for n in found), reverse=True)
+
+
+async def test_similarity_stays_within_one(store: VectorStore) -> None:
+    rows = random_units(200, seed=9)
+    await fill(store, HERE, rows)
+
+    best = [(await store.nearest(HERE, row, limit=1))[0].similarity for row in rows]
+    worst = [(await store.nearest(HERE, -row, limit=200))[-1].similarity for row in rows]
+
+    assert max(best) <= 1.0
+    assert min(worst) >= -1.0
+
+
+async def test_an_entry_is_always_nearest_to_itself(store: VectorStore) -> None:
+    rows = random_units(500, seed=10)
+    await fill(store, HERE, rows)
+
+    assert [(await ids(store, HERE, row, limit=1))[0] for row in rows] == [str(i) for i in range(500)]
+
+
+async def test_a_limit_beyond_the_namespace_gives_all_of_it(store: VectorStore) -> None:
+    await fill(store, HERE, [axis(0), axis(1), axis(2)])
+
+    assert sorted(await ids(store, HERE, axis(0), limit=1_000)) == ["0", "1", "2"]
+
+
+async def test_an_expired_entry_never_comes_back(store: VectorStore, clock: Clock) -> None:
+    await store.upsert(HERE, "brief", axis(0), b"", ttl=10)
+    await store.upsert(HERE, "lasting", toward(0.5), b"", ttl=None)
+
+    clock.now += 9.9
+    before = await ids(store, HERE, axis(0))
+    clock.now += 0.1
+
+    assert before == ["brief", "lasting"]
+    assert await ids(store, HERE, axis(0)) == ["lasting"]
+    assert await store.count() == 1
+
+
+async def test_expired_entries_take_no_place_in_the_result(store: VectorStore, clock: Clock) -> None:
+    await asyncio.gather(*(store.upsert(HERE, f"old-{i}", axis(0), b"", ttl=10) for i in range(300)))
+    await asyncio.gather(*(store.upsert(HERE, f"new-{i}", toward(0.1), b"", ttl=20) for i in range(3)))
+
+    clock.now += 15
+
+    assert sorted(await ids(store, HERE, axis(0), limit=3)) == ["new-0", "new-1", "new-2"]
+
+
+async def test_writing_an_id_again_replaces_all_of_it(store: VectorStore, clock: Clock) -> None:
+    await store.upsert(HERE, "a", axis(0), b"first", ttl=10)
+    await store.upsert(HERE, "a", axis(1), b"second", ttl=100)
+
+    clock.now += 50
+    found = await store.nearest(HERE, axis(1), limit=5)
+
+    assert [(n.entry_id, n.payload) for n in found] == [("a", b"second")]
+    assert found[0].similarity == pytest.approx(1.0, abs=1e-5)
+    assert await store.count() == 1
+
+
+async def test_a_deleted_entry_is_gone_and_can_be_written_again(store: VectorStore) -> None:
+    await fill(store, HERE, [axis(0), axis(1)])
+
+    await store.delete(HERE, "0")
+    await store.delete(HERE, "0")
+    await store.delete(HERE, "never there")
+    after = await ids(store, HERE, axis(0))
+    await store.upsert(HERE, "0", axis(0), b"", ttl=TTL)
+
+    assert after == ["1"]
+    assert await ids(store, HERE, axis(0)) == ["0", "1"]
+
+
+async def test_clear_counts_and_leaves_siblings(store: VectorStore, clock: Clock) -> None:
+    for namespace in ("a/b", "a/b/c", "a/b/d", "a/bc", "a", "b/a/b"):
+        await fill(store, namespace, [axis(0), axis(1)])
+    await store.upsert("a/b", "expired", axis(0), b"", ttl=1)
+    clock.now += 2
+
+    assert await store.clear("a/b") == 6
+
+    assert [await ids(store, name, axis(0)) for name in ("a/b", "a/b/c", "a/b/d")] == [[], [], []]
+    assert [len(await ids(store, name, axis(0))) for name in ("a/bc", "a", "b/a/b")] == [2, 2, 2]
+    assert await store.clear("a/b") == 0
+    assert await store.clear("nothing/here") == 0
+
+
+async def test_clear_of_the_empty_prefix_is_everything(store: VectorStore) -> None:
+    for number in range(30):
+        await fill(store, f"n/{number}", random_units(50, seed=number))
+
+    assert await store.clear("") == 1_500
+
+    assert await store.count() == 0
+    assert await ids(store, "n/7", axis(0)) == []
+
+
+@pytest.mark.parametrize("wrong", [axis(0, 31), axis(0, 33), np.eye(DIMENSIONS, dtype=np.float32)])
+async def test_a_vector_of_other_dimensions_is_a_value_error(store: VectorStore, wrong: Vector) -> None:
+    with pytest.raises(ValueError, match="32 dimensions"):
+        await store.upsert(HERE, "a", wrong, b"", ttl=TTL)
+    with pytest.raises(ValueError, match="32 dimensions"):
+        await store.nearest(HERE, wrong, limit=1)
+    assert await store.count() == 0
+
+
+async def test_names_may_be_unicode_and_long_and_payloads_large(store: VectorStore) -> None:
+    namespace, entry_id, payload = (
+        "поддержка/équipe:蓝/" + "x" * 3_000,
+        "✓ id\x00" + "é" * 2_000,
+        bytes(range(256)) * 4096,
+    )
+    await store.upsert(namespace, entry_id, axis(0), payload, ttl=TTL)
+
+    (found,) = await store.nearest(namespace, axis(0), limit=1)
+
+    assert found.entry_id == entry_id
+    assert found.payload == payload
+
+
+async def test_two_hundred_writers_at_once_lose_nothing(store: VectorStore) -> None:
+    rows = random_units(2_000, seed=11)
+
+    async def writer(number: int) -> None:
+        for i in range(number, 2_000, 200):
+            await store.upsert(f"w/{i % 7}", str(i), rows[i], str(i).encode(), ttl=TTL)
+            assert await ids(store, f"w/{i % 7}", rows[i], limit=1) == [str(i)]
+
+    await asyncio.gather(*(writer(number) for number in range(200)))
+
+    assert await store.count() == 2_000
+    sizes = [len(await ids(store, f"w/{n}", rows[0], limit=2_000)) for n in range(7)]
+    assert sizes == [286, 286, 286, 286, 286, 285, 285]
+
+
+async def test_the_callers_array_may_change_afterwards(store: VectorStore) -> None:
+    row = axis(0).copy()
+    await store.upsert(HERE, "a", row, b"", ttl=TTL)
+    row[:] = axis(1)
+
+    (found,) = await store.nearest(HERE, axis(0), limit=1)
+
+    assert found.similarity == pytest.approx(1.0, abs=1e-5)
+
+
+async def test_random_writes_leave_what_a_dictionary_would_hold(store: VectorStore, clock: Clock) -> None:
+    chance = np.random.default_rng(12)
+    rows = random_units(60, seed=13)
+    held: dict[str, dict[str, tuple[int, float]]] = {"x": {}, "x/y": {}}
+
+    for _ in range(1_500):
+        namespace = ("x", "x/y")[chance.integers(2)]
+        entry_id, row = str(chance.integers(40)), int(chance.integers(60))
+        match chance.integers(20):
+            case 0:
+                held["x/y"].clear()
+                await store.clear("x/y")
+            case 1 | 2 | 3:
+                held[namespace].pop(entry_id, None)
+                await store.delete(namespace, entry_id)
+            case 4 | 5:
+                clock.now += 1
+            case _:
+                held[namespace][entry_id] = (row, clock.now + 30)
+                await store.upsert(namespace, entry_id, rows[row], str(row).encode(), ttl=30)
+        found = await store.nearest(namespace, rows[row], limit=100)
+        live = {name: str(r).encode() for name, (r, until) in held[namespace].items() if until > clock.now}
+        assert {n.entry_id: n.payload for n in found} == live
