@@ -239,7 +239,7 @@ class FaissStore:
         return self._log.sweep(txn, now=self._clock(), at_most=_UPKEEP_STEP)
 
     def _relieve(self, txn: Writing) -> None:
-        self._log.evict(txn, _UPKEEP_STEP, now=self._clock())
+        self._log.evict(txn, share=20, now=self._clock())
 
     def _upkeep(self) -> None:
         environment = self._environment.lmdb

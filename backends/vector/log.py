@@ -154,18 +154,18 @@ class VectorLog:
         numbers = [number for number, _ in zip(self._expired(txn, now), range(at_most), strict=False)]
         return self._remove(txn, [number for number, _ in numbers], now=now)
 
-    def evict(self, txn: Writing, count: int, *, now: float) -> int:
-        """Removes the entries that were written first. How many."""
+    def evict(self, txn: Writing, *, share: int, now: float) -> int:
+        """Removes one of `share` entries, those written first; at least one, at most a thousand. How many."""
+        count = max(1, min(self._size(txn) // share, 1_000))
         with txn.cursor(self._entries) as cursor:
             keys = [key for key, _ in zip(cursor.iternext(values=False), range(count), strict=False)]
         return self._remove(txn, [_NUMBER.unpack(key)[0] for key in keys], now=now)
 
     def make_room(self, txn: Writing, *, max_entries: int, max_bytes: int, now: float) -> None:
-        """Evicts in steps of a hundredth, so that a full store does not evict with every write."""
-        step = max(1, min(max_entries // 100, 1_000))
+        """Evicts a hundredth at a time, so that a full store does not evict with every write."""
         if self._size(txn) >= max_entries:
-            self.evict(txn, step, now=now)
-        while self._used_bytes(txn) > max_bytes and self.evict(txn, step, now=now):
+            self.evict(txn, share=100, now=now)
+        while self._used_bytes(txn) > max_bytes and self.evict(txn, share=100, now=now):
             pass
 
     def forget_removals(self, txn: Writing, *, before: float) -> None:

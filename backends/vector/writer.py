@@ -1,6 +1,7 @@
 """One thread that commits to LMDB what many tasks write, many writes to a transaction."""
 
 import asyncio
+import errno
 import logging
 import queue
 import threading
@@ -18,6 +19,9 @@ _log = logging.getLogger(__name__)
 
 _BATCH_WRITES = 256
 _BATCH_BYTES = 16 << 20
+
+# LMDB calls it EIO when the disk took a part of what it wrote.
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 Write = Callable[[Writing], Any]
 T = TypeVar("T")
@@ -112,30 +116,28 @@ class Writer:
         if not batch:
             return
         try:
-            with self._environment.begin(write=True) as txn:
-                results = [queued.write(txn) for queued in batch]
+            results = self._in_one_transaction(batch)
         except lmdb.Error as error:
             if len(batch) > 1:  # one write too many, or too large, must not fail the others
                 for queued in batch:
                     self._commit([queued])
                 return
-            full = isinstance(error, lmdb.MapFullError | lmdb.TxnFullError)
-            if full:
-                self._make_room()
-            failure = StoreFull if full or isinstance(error, lmdb.DiskError) else BackendError
-            refused = failure(f"the vector store cannot write: {error}")
-            refused.__cause__ = error
-            batch[0].future.set_exception(refused)
+            batch[0].future.set_exception(_refusal(error))
         else:
             for queued, result in zip(batch, results, strict=True):
                 queued.future.set_result(result)
 
-    def _make_room(self) -> None:
+    def _in_one_transaction(self, batch: list["_Queued"]) -> list[Any]:
         try:
             with self._environment.begin(write=True) as txn:
+                return [queued.write(txn) for queued in batch]
+        except lmdb.MapFullError:
+            if len(batch) > 1:
+                raise
+            with self._environment.begin(write=True) as txn:
                 self._relieve(txn)
-        except lmdb.Error as error:
-            _log.warning("the vector store is full and could not evict: %s", error)
+            with self._environment.begin(write=True) as txn:
+                return [queued.write(txn) for queued in batch]
 
     def _keep_up(self) -> None:
         try:
@@ -154,6 +156,13 @@ class Writer:
                 return
             if queued is not None and queued.future.set_running_or_notify_cancel():
                 queued.future.set_exception(BackendError("the vector store is closed"))
+
+
+def _refusal(error: lmdb.Error) -> BackendError:
+    full = isinstance(error, lmdb.MapFullError | lmdb.TxnFullError) or error.code in _DISK_FULL
+    refusal = (StoreFull if full else BackendError)(f"the vector store cannot write: {error}")
+    refusal.__cause__ = error
+    return refusal
 
 
 class _Queued(NamedTuple):

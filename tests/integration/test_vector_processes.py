@@ -1,0 +1,440 @@
+"""The embedded vector store under several processes, kills, restarts and full disks."""
+
+import asyncio
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from backends.vector import faiss
+from backends.vector.faiss import FaissStore
+from models.errors import BackendError, StoreFull
+
+ROOT = Path(__file__).parents[2]
+DIMENSIONS = 384
+ENTRIES = 10_000
+SPACE = "support/default"
+
+# A second process on the same store: does what each line says and answers with a line.
+_OTHER = """
+import asyncio, sys
+from pathlib import Path
+import numpy as np
+from backends.vector.faiss import FaissStore
+
+def unit(seed):
+    row = np.random.default_rng(seed).standard_normal(384, dtype=np.float32)
+    return row / np.linalg.norm(row)
+
+async def main():
+    store = FaissStore(path=Path(sys.argv[1]), dimensions=384, revision="test@1")
+    print("ready", flush=True)
+    for line in sys.stdin:
+        operation, namespace, argument = line.split()
+        if operation == "upsert":
+            await store.upsert(namespace, argument, unit(int(argument)), argument.encode(), ttl=600)
+            print("done", flush=True)
+        elif operation == "delete":
+            await store.delete(namespace, argument)
+            print("done", flush=True)
+        elif operation == "clear":
+            print(await store.clear(namespace), flush=True)
+        elif operation == "nearest":
+            found = await store.nearest(namespace, unit(int(argument)), limit=1)
+            print(found[0].entry_id if found and found[0].similarity > 0.999 else "none", flush=True)
+        elif operation == "storm":
+            async def writer(first):
+                for number in range(first, 10**9, 16):
+                    await store.upsert(namespace, str(number), unit(number), b"x" * 700, ttl=600)
+                    print(number, flush=True)
+            await asyncio.gather(*(writer(first) for first in range(16)))
+    await store.close()
+
+asyncio.run(main())
+"""
+
+
+class OtherProcess:
+    def __init__(self, path: Path) -> None:
+        self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and text
+            [sys.executable, "-c", _OTHER, str(path)],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self.read() == "ready"
+
+    def read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def send(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def ask(self, line: str) -> str:
+        self.send(line)
+        return self.read()
+
+    def kill(self) -> str:
+        """What it had still printed."""
+        self.process.send_signal(signal.SIGKILL)
+        rest, _ = self.process.communicate()
+        return rest
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[OtherProcess]:
+    other = OtherProcess(tmp_path)
+    yield other
+    other.kill()
+
+
+@asynccontextmanager
+async def opened(
+    path: Path,
+    *,
+    revision: str = "test@1",
+    dimensions: int = DIMENSIONS,
+    max_entries: int = 1_000_000,
+    max_bytes: int = 1 << 30,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[FaissStore]:
+    store = FaissStore(
+        path=path,
+        dimensions=dimensions,
+        revision=revision,
+        max_entries=max_entries,
+        max_bytes=max_bytes,
+        clock=clock,
+    )
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def data_file(path: Path, directory: str = "*") -> Path:
+    return next(path.glob(f"{directory}/data.mdb"))
+
+
+def names_in(path: Path) -> list[str]:
+    return [child.name for child in path.iterdir()]
+
+
+def unit(seed: int) -> NDArray[np.float32]:
+    row = np.random.default_rng(seed).standard_normal(DIMENSIONS, dtype=np.float32)
+    row /= np.float32(np.linalg.norm(row))
+    return row
+
+
+def units(count: int) -> NDArray[np.float32]:
+    rows = np.random.default_rng(0).standard_normal((count, DIMENSIONS), dtype=np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
+
+
+async def write(store: FaissStore, rows: NDArray[np.float32], *, namespace: str = SPACE, first: int = 0) -> None:
+    for start in range(0, len(rows), 1_000):
+        await asyncio.gather(
+            *(
+                store.upsert(namespace, str(first + number), rows[number], b"answer", ttl=600)
+                for number in range(start, min(len(rows), start + 1_000))
+            )
+        )
+
+
+async def test_two_processes_find_each_others_writes_in_their_next_search(tmp_path: Path, other: OtherProcess) -> None:
+    async with opened(tmp_path) as store:
+        for number in range(50):
+            await store.upsert("a/b", str(number), unit(number), b"", ttl=600)
+            assert other.ask(f"nearest a/b {number}") == str(number)
+
+            other.ask(f"upsert a/c {number}")
+            (found,) = await store.nearest("a/c", unit(number), limit=1)
+            assert (found.entry_id, found.payload) == (str(number), str(number).encode())
+
+        await store.delete("a/b", "7")
+        assert other.ask("nearest a/b 7") == "none"
+        other.ask("delete a/c 8")
+        assert (await store.nearest("a/c", unit(8), limit=1))[0].entry_id != "8"
+        assert other.ask("clear a/b -") == "49"
+        assert list(await store.nearest("a/b", unit(3), limit=5)) == []
+        assert await store.clear("a") == 49
+        assert other.ask("nearest a/c 3") == "none"
+
+
+async def test_every_acknowledged_write_survives_a_kill(tmp_path: Path, other: OtherProcess) -> None:
+    other.send(f"storm {SPACE} -")
+    acknowledged = [int(other.read()) for _ in range(3_000)]
+    acknowledged += [int(line) for line in other.kill().split("\n")[:-1]]
+
+    async with opened(tmp_path) as store:
+        found = [(await store.nearest(SPACE, unit(number), limit=1))[0].entry_id for number in acknowledged]
+
+        assert found == [str(number) for number in acknowledged]
+        await store.upsert(SPACE, "after", unit(10**9), b"", ttl=600)
+        assert (await store.nearest(SPACE, unit(10**9), limit=1))[0].entry_id == "after"
+
+
+async def test_a_killed_process_stops_no_other(tmp_path: Path, other: OtherProcess) -> None:
+    async with opened(tmp_path) as store:
+        other.send(f"storm {SPACE} -")
+        for number in range(300):
+            await store.upsert("mine", str(number), unit(number), b"", ttl=600)
+            if number == 150:
+                other.kill()
+
+        assert len(await store.nearest("mine", unit(0), limit=1_000)) == 300
+
+
+async def test_a_restart_keeps_what_is_live(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await write(store, units(200))
+        await store.upsert(SPACE, "5", units(200)[6], b"replaced", ttl=600)
+        await store.delete(SPACE, "9")
+        await write(store, units(10), namespace="cleared/below")
+        await store.clear("cleared")
+
+    async with opened(tmp_path) as store:
+        found = {neighbor.entry_id: neighbor for neighbor in await store.nearest(SPACE, units(200)[6], limit=1_000)}
+
+        assert sorted(found) == sorted(str(number) for number in range(200) if number != 9)
+        assert found["5"].payload == b"replaced"
+        assert found["5"].similarity == pytest.approx(1.0, abs=1e-5)
+        assert list(await store.nearest("cleared/below", units(1)[0], limit=1)) == []
+
+
+async def test_an_entry_that_expired_while_nothing_ran_does_not_come_back(tmp_path: Path) -> None:
+    async with opened(tmp_path, clock=lambda: 1_000.0) as store:
+        await store.upsert(SPACE, "brief", unit(1), b"", ttl=10)
+        await store.upsert(SPACE, "lasting", unit(2), b"", ttl=100)
+
+    async with opened(tmp_path, clock=lambda: 1_011.0) as store:
+        found = await store.nearest(SPACE, unit(1), limit=5)
+
+        assert [neighbor.entry_id for neighbor in found] == ["lasting"]
+        assert await store.sweep() == 1
+        assert await store.count() == 1
+
+
+async def test_swept_and_replaced_entries_leave_memory_and_disk(tmp_path: Path) -> None:
+    now = 1_000.0
+    async with opened(tmp_path, clock=lambda: now, max_bytes=64 << 20) as store:
+        rows = units(100)
+        for _ in range(300):  # 50 MB of vectors, were they kept
+            await write(store, rows)
+            now += 1
+        assert await store.count() == 100
+        now += 1_000
+
+        swept = await store.sweep()
+        await store.load()
+
+        assert swept == 100
+        assert store._namespaces == {}
+        assert data_file(tmp_path).stat().st_size < 16 << 20
+
+
+async def test_who_slept_through_removals_starts_again(tmp_path: Path) -> None:
+    now = 1_000.0
+    async with opened(tmp_path, clock=lambda: now) as store:
+        await write(store, units(3))
+        await store.load()
+        await store.delete(SPACE, "0")
+        await store.clear("nothing")
+        now += 700  # beyond the time removals are kept; the entries have expired as well
+        await store.upsert(SPACE, "new", unit(5), b"", ttl=600)
+
+        await store._writer.write(lambda txn: store._log.forget_removals(txn, before=now - 600))
+        found = await store.nearest(SPACE, unit(5), limit=10)
+
+        assert [neighbor.entry_id for neighbor in found] == ["new"]
+        assert store._namespaces[next(iter(store._namespaces))].live == 1
+
+
+async def test_beyond_the_limit_the_first_written_make_room(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_entries=500) as store:
+        await write(store, units(2_000))
+
+        found = {neighbor.entry_id for neighbor in await store.nearest(SPACE, unit(0), limit=5_000)}
+
+        assert 450 <= len(found) <= 500
+        assert {str(number) for number in range(1_600, 2_000)} <= found
+        assert await store.count() == len(found)
+
+
+async def test_a_full_map_evicts_and_goes_on(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_bytes=8 << 20) as store:
+        for number in range(400):  # 40 MB
+            await store.upsert(SPACE, str(number), unit(number), bytes(100_000), ttl=600)
+
+        newest = await store.nearest(SPACE, unit(399), limit=1)
+
+        assert newest[0].entry_id == "399"
+        assert newest[0].payload == bytes(100_000)
+        assert 20 < await store.count() < 80
+
+
+async def test_what_never_fits_is_refused_and_the_rest_is_served(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_bytes=4 << 20) as store:
+        await store.upsert(SPACE, "small", unit(1), b"small", ttl=600)
+
+        refused, accepted = await asyncio.gather(
+            store.upsert(SPACE, "large", unit(2), bytes(5 << 20), ttl=600),
+            store.upsert(SPACE, "other", unit(3), b"other", ttl=600),
+            return_exceptions=True,
+        )
+
+        assert isinstance(refused, StoreFull)
+        assert accepted is None
+        assert (await store.nearest(SPACE, unit(3), limit=1))[0].payload == b"other"
+        await store.upsert(SPACE, "after", unit(4), b"after", ttl=600)
+        assert (await store.nearest(SPACE, unit(4), limit=1))[0].payload == b"after"
+
+
+async def test_a_full_disk_refuses_writes_until_there_is_room(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await write(store, units(100))
+        length = data_file(tmp_path).stat().st_size
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (length, unlimited[1]))  # a disk of exactly what is there
+        try:
+            with pytest.raises(StoreFull, match="cannot write"):
+                await store.upsert(SPACE, "large", unit(1), bytes(3 << 20), ttl=600)
+            during = await store.nearest(SPACE, units(100)[3], limit=1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+            signal.signal(signal.SIGXFSZ, ignored)
+
+        await store.upsert(SPACE, "large", unit(1), bytes(3 << 20), ttl=600)
+
+        assert during[0].entry_id == "3"
+        assert (await store.nearest(SPACE, unit(1), limit=1))[0].entry_id == "large"
+
+
+async def test_writes_beyond_the_queue_are_refused(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        payload = bytes(4 << 20)
+
+        outcomes = await asyncio.gather(
+            *(store.upsert(SPACE, str(number), unit(number), payload, ttl=600) for number in range(40)),
+            return_exceptions=True,
+        )
+
+        refused = [outcome for outcome in outcomes if outcome is not None]
+        assert refused
+        assert all(isinstance(outcome, StoreFull) for outcome in refused)
+        assert await store.count() == 40 - len(refused)
+        await store.upsert(SPACE, "after", unit(99), b"", ttl=600)
+
+
+async def test_closing_keeps_what_was_accepted_and_refuses_the_rest(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        waiting = [asyncio.create_task(store.upsert(SPACE, str(n), unit(n), b"", ttl=600)) for n in range(200)]
+        await asyncio.sleep(0)
+        await store.close()
+        await asyncio.gather(*waiting)
+
+        with pytest.raises(BackendError, match="closed"):
+            await store.upsert(SPACE, "late", unit(0), b"", ttl=600)
+        with pytest.raises(BackendError):
+            await store.nearest(SPACE, unit(0), limit=1)
+
+    async with opened(tmp_path) as store:
+        assert await store.count() == 200
+
+
+async def test_another_revision_or_dimension_is_another_store(tmp_path: Path) -> None:
+    async with opened(tmp_path, revision="org/model@1") as one, opened(tmp_path, revision="org-model@1") as two:
+        await one.upsert(SPACE, "a", unit(0), b"", ttl=600)
+        assert list(await two.nearest(SPACE, unit(0), limit=1)) == []
+
+    async with opened(tmp_path, revision="org/model@1", dimensions=8) as small:
+        assert list(await small.nearest(SPACE, unit(0)[:8], limit=1)) == []
+
+    async with opened(tmp_path, revision="org/model@1") as one:
+        assert await one.count() == 1
+
+
+async def test_vectors_of_an_embedder_unused_for_a_week_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "not-ours").mkdir()
+    for revision in ("old@1", "recent@1"):
+        async with opened(tmp_path, revision=revision) as store:
+            await store.upsert(SPACE, "a", unit(0), b"", ttl=600)
+    week_ago = time.time() - 8 * 24 * 3600
+    for directory in (tmp_path / "not-ours", data_file(tmp_path, "old-1-*").parent):
+        os.utime(directory, (week_ago, week_ago))
+
+    async with opened(tmp_path, revision="new@1"):
+        left = sorted(name.partition("-384-")[0] for name in names_in(tmp_path))
+
+    assert left == ["new-1", "not-ours", "recent-1"]
+
+
+async def test_a_namespace_that_grows_large_answers_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faiss, "_INLINE_ROWS", 5_000)  # the limit is no option anybody should set
+    rows = units(5_001)
+    queries = [rows[17], rows[4_000], unit(1), unit(2)]
+    async with opened(tmp_path) as store:
+        await write(store, rows[:5_000])
+        before = [await store.nearest(SPACE, query, limit=10) for query in queries]
+
+        await store.upsert(SPACE, "opposite", np.negative(np.mean(queries, axis=0)), b"", ttl=600)
+        after = [await store.nearest(SPACE, query, limit=10) for query in queries]
+
+        assert after == before
+
+
+async def _ready_seconds(path: Path, entries: int) -> float:
+    rows = units(entries)
+    async with opened(path, max_bytes=4 << 30) as store:
+        await write(store, rows)
+
+    started = time.perf_counter()
+    async with opened(path, max_bytes=4 << 30) as store:
+        await store.load()
+        seconds = time.perf_counter() - started
+
+        for number in range(0, entries, entries // 20):
+            assert (await store.nearest(SPACE, rows[number], limit=1))[0].entry_id == str(number)
+        assert await store.count() == entries
+    return seconds
+
+
+async def test_ten_thousand_entries_are_ready_at_once(tmp_path: Path) -> None:
+    assert await _ready_seconds(tmp_path, ENTRIES) < 1.5
+
+
+@pytest.mark.full
+async def test_a_hundred_thousand_entries_are_ready_in_five_seconds(tmp_path: Path) -> None:
+    assert await _ready_seconds(tmp_path, 100_000) < 5.0
+
+
+async def test_the_event_loop_runs_on_while_entries_are_read_and_searched(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await write(store, units(2 * ENTRIES))
+
+    async with opened(tmp_path) as store:
+        searches = [asyncio.create_task(store.nearest(SPACE, unit(n), limit=10)) for n in range(20)]
+        gaps = []
+        while not all(search.done() for search in searches):
+            before = time.perf_counter()
+            await asyncio.sleep(0.001)
+            gaps.append(time.perf_counter() - before)
+
+        assert all(len(search.result()) == 10 for search in searches)
+        assert len(gaps) > 5
+        assert sorted(gaps)[len(gaps) // 2] < 0.02
