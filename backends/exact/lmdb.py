@@ -280,7 +280,10 @@ class LmdbStore:
                 raise
             return self._transact(operations, again=False)
         except lmdb.Error as error:
-            if not (again and _lacks_room(error)):
+            # A full map is this store's own doing. A full disk is not: while it
+            # lasts, one try at making room is all the entries it may cost.
+            full = isinstance(error, lmdb.MapFullError) or (_lacks_room(error) and self._paused_at is None)
+            if not (again and full):
                 raise
             self._make_room()
             return self._transact(operations, again=False)
@@ -288,12 +291,12 @@ class LmdbStore:
         return answers
 
     def _make_room(self) -> None:
-        """Evicts a sixteenth. In two halves: LMDB takes a page again only two transactions after it was freed."""
+        """Evicts a sixteenth of what is there, in halves: LMDB reuses a page two transactions after it was freed."""
         self._environment.lmdb.reader_check()  # a reader that was killed keeps every page since its start
         for _ in range(2):
             with self._transacting, self._begin(write=True) as transaction:
                 batch = _Batch(transaction, self._tables, self._max_bytes, self._clock())
-                batch.evict(batch.bytes_used() - self._max_bytes // 32)
+                batch.evict(batch.bytes_used() * 31 // 32)
                 batch.finish()
 
     def _ask_for_map_size(self) -> bool:
