@@ -37,7 +37,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
 }
 
 
-def create(seam: str, name: str, **options: Any) -> Any:
+def create(seam: str, name: str, /, **options: Any) -> Any:
     """The implementation, built with `options`.
 
     Raises `ConfigError` for a name nobody registered or a package that is not

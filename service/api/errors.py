@@ -1,0 +1,89 @@
+"""One table from an error's code to its status, and the bodies of the dialects."""
+
+import msgspec
+
+from models.errors import (
+    AccessError,
+    ContentBlocked,
+    GatewayError,
+    LimitError,
+    NotCached,
+    RequestError,
+    UpstreamError,
+)
+
+STATUS: dict[str, int] = {
+    "invalid_request": 400,
+    "content_blocked": 400,
+    "unknown_endpoint": 400,
+    "invalid_key": 401,
+    "budget_exceeded": 402,
+    "not_allowed": 403,
+    "model_not_found": 404,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "request_timeout": 408,
+    "request_too_large": 413,
+    "rate_limited": 429,
+    "internal_error": 500,
+    "upstream_error": 502,
+    "upstream_unavailable": 503,
+    "guardrail_unavailable": 503,
+    "overloaded": 503,
+    "upstream_timeout": 504,
+    "not_cached": 504,
+}
+
+_OPENAI_TYPES: tuple[tuple[type[GatewayError], str], ...] = (
+    (RequestError, "invalid_request_error"),
+    (ContentBlocked, "invalid_request_error"),
+    (AccessError, "authentication_error"),
+    (LimitError, "rate_limit_error"),
+    (NotCached, "cache_error"),
+    (UpstreamError, "upstream_error"),
+)
+
+
+def status_of(error: GatewayError) -> int:
+    if isinstance(error, UpstreamError) and error.status is not None:
+        return error.status
+    return STATUS[error.code]
+
+
+def openai_body(error: GatewayError, request_id: str) -> bytes:
+    """`{"error": {"message", "type", "param", "code", "request_id"}}`.
+
+    A provider's own 4xx keeps its body.
+    https://platform.openai.com/docs/guides/error-codes
+    """
+    if isinstance(error, UpstreamError) and error.body is not None:
+        return error.body
+    kind = next((name for base, name in _OPENAI_TYPES if isinstance(error, base)), "server_error")
+    if error.code == "not_allowed":
+        kind = "permission_error"
+    return msgspec.json.encode(
+        {
+            "error": {
+                "message": error.message,
+                "type": kind,
+                "param": error.param,
+                "code": error.code,
+                "request_id": request_id,
+            }
+        }
+    )
+
+
+def error_headers(error: GatewayError) -> list[tuple[bytes, bytes]]:
+    """What a client's retry logic reads, and what the upstream said."""
+    headers: list[tuple[bytes, bytes]] = []
+    if error.retry_after is not None:
+        headers.append((b"retry-after", error.retry_after.encode("latin-1", "replace")))
+    if isinstance(error, UpstreamError):
+        headers += [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in error.headers]
+        if error.status is None:
+            # We have already done what retrying can do; an SDK that retries 5xx would only multiply the load.
+            headers.append((b"x-should-retry", b"false"))
+    elif isinstance(error, NotCached):
+        headers.append((b"x-should-retry", b"false"))
+    return headers

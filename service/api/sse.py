@@ -1,0 +1,20 @@
+"""Server-sent events, as the OpenAI dialect writes them: data only.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+from collections.abc import Iterable
+
+HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
+DONE = b"data: [DONE]\n\n"
+
+
+def event(payload: bytes) -> bytes:
+    """JSON has no raw line breaks unless somebody put white space between its tokens."""
+    if b"\n" in payload or b"\r" in payload:
+        payload = payload.replace(b"\r", b"").replace(b"\n", b"\ndata: ")
+    return b"data: " + payload + b"\n\n"
+
+
+def events(payloads: Iterable[bytes]) -> bytes:
+    return b"".join(map(event, payloads))

@@ -1,0 +1,180 @@
+"""The chunks of a stream put together to the whole completion they stand for."""
+
+from typing import Any
+
+import msgspec
+
+from models.completion import Completion, Usage
+from models.errors import UpstreamError
+from models.request import Operation
+
+
+class Assembly:
+    """Takes chunks as they arrive. Text fields of deltas add up, lists grow, other fields keep their last value."""
+
+    def __init__(self, operation: Operation) -> None:
+        self._chat = operation == "chat"
+        self._frame: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+        self._usage: dict[str, Any] | None = None
+
+    def add(self, payload: bytes) -> dict[str, Any]:
+        """The decoded chunk. Raises `UpstreamError` for one that is not a chunk."""
+        try:
+            chunk = msgspec.json.decode(payload)
+            choices = chunk.get("choices") or ()
+            for choice in choices:
+                self._add_choice(choice)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError, TypeError) as error:
+            raise UpstreamError("the upstream sent a chunk that is not one of this API") from error
+        usage = chunk.get("usage")
+        if isinstance(usage, dict):
+            self._usage = usage
+        if not self._frame:
+            self._frame = {name: value for name, value in chunk.items() if name not in ("choices", "usage", "object")}
+        return chunk  # type: ignore[no-any-return]  # decode gives Any; `.get` above shows that it is a dict
+
+    @property
+    def usage(self) -> Usage | None:
+        return usage_of(self._usage)
+
+    def text(self) -> str:
+        """What was said, over all choices; to count tokens where the upstream does not."""
+        messages = (choice.get("message") or {"content": choice.get("text")} for choice in self._choices.values())
+        return "\n".join(str(message["content"]) for message in messages if message.get("content"))
+
+    def completion(self, usage: Usage) -> Completion:
+        """`usage` stands in where the upstream reported none."""
+        reported = self._usage or usage_fields(usage)
+        choices = [self._choices[index] for index in sorted(self._choices)]
+        for choice in choices:
+            calls = choice.get("message", {}).get("tool_calls")
+            if calls is not None:
+                choice["message"]["tool_calls"] = [calls[index] for index in sorted(calls)]
+        body = {
+            **self._frame,
+            "object": "chat.completion" if self._chat else "text_completion",
+            "choices": choices,
+            "usage": reported,
+        }
+        return Completion(
+            body=msgspec.json.encode(body),
+            model=str(self._frame.get("model", "")),
+            usage=usage,
+            finish_reasons=tuple(str(choice.get("finish_reason")) for choice in choices),
+        )
+
+    def _add_choice(self, part: dict[str, Any]) -> None:
+        index = part.get("index", 0)
+        choice = self._choices.get(index)
+        if choice is None:
+            # The order of the API's own whole reply.
+            opening: dict[str, Any] = (
+                {"message": {"role": "assistant", "content": None}} if self._chat else {"text": ""}
+            )
+            choice = self._choices[index] = {"index": index, **opening, "logprobs": None, "finish_reason": None}
+        for name, value in part.items():
+            if name == "delta":
+                _add_delta(choice["message"], value)
+            elif name == "text":
+                choice["text"] += value
+            elif name == "logprobs":
+                choice["logprobs"] = _merged_logprobs(choice["logprobs"], value)
+            elif name != "index" and (value is not None or name not in choice):
+                choice[name] = value
+
+
+def usage_of(fields: Any) -> Usage | None:
+    """The API's usage object as ours; None where it is not one."""
+    if not isinstance(fields, dict):
+        return None
+    prompt, completion = fields.get("prompt_tokens"), fields.get("completion_tokens")
+    if not isinstance(prompt, int):
+        return None
+    return Usage(prompt, completion if isinstance(completion, int) else 0, bool(fields.get("estimated")))
+
+
+def usage_fields(usage: Usage) -> dict[str, Any]:
+    """Ours as the API's usage object; `estimated` says that no upstream counted these."""
+    fields: dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+    return {**fields, "estimated": True} if usage.estimated else fields
+
+
+def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
+    for name, value in delta.items():
+        if name == "role":
+            message["role"] = value or "assistant"
+        elif name == "tool_calls":
+            calls = message.setdefault("tool_calls", {})
+            for part in value or ():
+                _add_call(calls.setdefault(part.get("index", 0), {}), part)
+        elif name == "function_call" and isinstance(value, dict):
+            _add_call(message, {"function": value}, under="function_call")
+        elif isinstance(value, str) and isinstance(message.get(name), str):
+            message[name] += value
+        elif isinstance(value, list) and isinstance(message.get(name), list):
+            message[name] = message[name] + value
+        elif value is not None or name not in message:
+            message[name] = value
+
+
+def _add_call(call: dict[str, Any], part: dict[str, Any], *, under: str = "function") -> None:
+    for name, value in part.items():
+        if name == "function" and isinstance(value, dict):
+            function = call.setdefault(under, {})
+            for field, text in value.items():
+                if field == "arguments" and isinstance(text, str):
+                    function[field] = function.get(field, "") + text
+                elif text is not None:
+                    function[field] = text
+        elif name != "index" and value is not None:
+            call[name] = value
+
+
+def _merged_logprobs(so_far: dict[str, Any] | None, more: dict[str, Any] | None) -> dict[str, Any] | None:
+    if not so_far or not more:
+        return more or so_far
+    merged = dict(so_far)
+    for name, value in more.items():
+        both_lists = isinstance(value, list) and isinstance(merged.get(name), list)
+        merged[name] = merged[name] + value if both_lists else value or merged.get(name)
+    return merged
+
+
+class _Choice(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class _Whole(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    data: list[msgspec.Raw] | None = None
+    model: str | None = None
+    usage: dict[str, Any] | None = None
+
+
+_WHOLE = msgspec.json.Decoder(_Whole)
+
+
+def whole(body: bytes, operation: Operation) -> tuple[Completion, bool]:
+    """A whole reply as a completion, and whether the upstream counted its tokens.
+
+    Raises `UpstreamError` for JSON of another shape.
+    """
+    try:
+        reply = _WHOLE.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UpstreamError("the upstream's answer is not one of this API") from error
+    if (reply.data if operation == "embedding" else reply.choices) is None:
+        raise UpstreamError("the upstream's answer is not one of this API")
+    usage = usage_of(reply.usage)
+    completion = Completion(
+        body=body,
+        model=reply.model or "",
+        usage=usage or Usage(estimated=True),
+        finish_reasons=tuple(str(choice.finish_reason) for choice in reply.choices or ()),
+    )
+    return completion, usage is not None

@@ -1,0 +1,33 @@
+"""Which requests the semantic tier may answer, and which answers may be kept at all.
+
+The exact tier needs no rule here: the same request has the same answer.
+"""
+
+from typing import Any
+
+from models.completion import Completion
+from models.request import Request
+
+
+def not_semantic(request: Request, *, max_temperature: float) -> str | None:
+    """Why this request may not be answered from a similar one, as a word for `Cache-Status`; None if it may.
+
+    An absent temperature is eligible; an explicit one above `max_temperature`
+    asks for variety.
+    """
+    if request.operation != "chat":
+        return "operation"
+    body: dict[str, Any] = request.body
+    if body.get("n") not in (None, 1):
+        return "several-choices"
+    if body.get("logprobs"):
+        return "logprobs"
+    temperature = body.get("temperature")
+    if temperature is not None and temperature > max_temperature:
+        return "temperature"
+    return None
+
+
+def keepable(completion: Completion, keep: frozenset[str]) -> bool:
+    """Whether every choice finished for a reason in `keep`. Embeddings have no choices and are always kept."""
+    return all(reason in keep for reason in completion.finish_reasons)

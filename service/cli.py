@@ -1,0 +1,295 @@
+"""The command line: what each command takes, and its exit code.
+
+0 fine, 1 the work failed, 2 bad usage. Results go to stdout, everything else
+to stderr.
+"""
+
+import argparse
+import datetime as dt
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from models.errors import BackendError, ConfigError
+from models.key import VirtualKey
+from service.settings import Settings, load
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def run(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except BackendError as error:
+        print(f"keepgate: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _serve(options: argparse.Namespace) -> int:
+    # Imported here: `keepgate keys list` must not wait for a web server's imports.
+    from service.serving import serve
+
+    environ = dict(os.environ)
+    for name in ("host", "port", "workers"):
+        value = getattr(options, name)
+        if value is not None:
+            environ[f"KEEPGATE_SERVER__{name.upper()}"] = str(value)
+    settings = load(options.config, environ)
+    _warn(settings)
+    if options.config is None:
+        print("No --config: serving the embedded defaults with the demo upstream.", file=sys.stderr)
+    return serve(settings, config=options.config, environ=environ)
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    problems: tuple[str, ...] = ()
+    warnings: Sequence[str] = ()
+    try:
+        warnings = load(options.file, os.environ).warnings
+    except ConfigError as error:
+        problems = error.problems
+    if options.json:
+        print(json.dumps({"valid": not problems, "problems": list(problems), "warnings": list(warnings)}))
+    else:
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        print("\n".join(problems) if problems else f"{options.file} is valid")
+    return 1 if problems else 0
+
+
+def _mock_upstream(options: argparse.Namespace) -> int:
+    from service.bench import mock_upstream
+
+    mock_upstream.run(
+        host=options.host,
+        port=options.port,
+        latency=options.latency,
+        tokens=options.tokens,
+        chunk_delay=options.chunk_delay,
+        error_rate=options.error_rate,
+    )
+    return 0
+
+
+def _keys_create(options: argparse.Namespace) -> int:
+    from service.governance import keys
+    from service.wiring import open_keyring
+
+    settings = load(options.config, os.environ)
+    known = {endpoint.name for endpoint in settings.endpoints}
+    unknown = sorted(set(options.endpoint or ()) - known)
+    if unknown:
+        print(f"keepgate: no endpoint named {', '.join(unknown)}; known: {', '.join(sorted(known))}", file=sys.stderr)
+        return 1
+    now = time.time()
+    secret, key = keys.make(
+        options.name,
+        now=now,
+        team=options.team,
+        endpoints=options.endpoint,
+        models=options.model,
+        expires_at=None if options.expires is None else now + options.expires,
+    )
+    keyring = open_keyring(settings)
+    try:
+        keyring.add(keys.digest(secret), key)
+    finally:
+        keyring.close()
+    if options.json:
+        print(json.dumps({"key": secret, **msgspec.to_builtins(key)}))
+    else:
+        print(secret)
+        print(f"Key {key.key_id} ({key.name}). This is the only time its secret is shown.", file=sys.stderr)
+    return 0
+
+
+def _keys_list(options: argparse.Namespace) -> int:
+    from service.wiring import open_keyring
+
+    keyring = open_keyring(load(options.config, os.environ))
+    try:
+        keys = keyring.all()
+    finally:
+        keyring.close()
+    if options.json:
+        print(json.dumps([msgspec.to_builtins(key) for key in keys]))
+        return 0
+    rows = [("ID", "NAME", "TEAM", "ENDPOINTS", "MODELS", "CREATED", "STATE"), *map(_row, keys)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _keys_revoke(options: argparse.Namespace) -> int:
+    from service.wiring import open_keyring
+
+    keyring = open_keyring(load(options.config, os.environ))
+    try:
+        key = keyring.revoke(options.key_id, time.time())
+    finally:
+        keyring.close()
+    if key is None:
+        print(f"keepgate: no key has the id {options.key_id}; see: keepgate keys list", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps(msgspec.to_builtins(key)))
+    else:
+        print(f"Key {key.key_id} ({key.name}) is revoked, on every worker from now on.")
+    return 0
+
+
+def _models_build(options: argparse.Namespace) -> int:
+    from backends.embedding.minilm import build
+
+    path = build(options.model, report=lambda line: print(line, file=sys.stderr))
+    print(json.dumps({"model": options.model, "path": str(path)}) if options.json else path)
+    return 0
+
+
+def _row(key: VirtualKey) -> tuple[str, ...]:
+    def listed(names: tuple[str, ...] | None) -> str:
+        return "all" if names is None else ",".join(names)
+
+    created = dt.datetime.fromtimestamp(key.created_at, dt.UTC).strftime("%Y-%m-%d %H:%M")
+    if key.revoked_at is not None:
+        state = "revoked"
+    elif key.expires_at is not None and key.expires_at <= time.time():
+        state = "expired"
+    else:
+        state = "active"
+    return (key.key_id, key.name, key.team or "-", listed(key.endpoints), listed(key.models), created, state)
+
+
+def _warn(settings: Settings) -> None:
+    for warning in settings.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+# --- what the commands take
+
+
+def _parser() -> argparse.ArgumentParser:
+    from importlib.metadata import version
+
+    parser = argparse.ArgumentParser(
+        prog="keepgate",
+        description="An LLM gateway: one base URL in front of your providers, with an exact and a semantic cache.",
+    )
+    parser.add_argument("--version", action="version", version=f"keepgate {version('keepgate')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    serve = _command(commands, "serve", _serve, "run the gateway")
+    _takes_config(serve)
+    serve.add_argument("--host", help="address to listen on (default: server.host, 127.0.0.1)")
+    serve.add_argument("--port", type=_port, help="port to listen on (default: server.port, 8080)")
+    serve.add_argument("--workers", type=_positive, metavar="N", help="processes (default: server.workers, 1)")
+
+    check = _command(commands, "check-config", _check_config, "validate a configuration; one problem a line")
+    check.add_argument("file", type=Path, metavar="FILE")
+    _takes_json(check)
+
+    mock = _command(commands, "mock-upstream", _mock_upstream, "run a deterministic provider for tests and benchmarks")
+    mock.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    mock.add_argument("--port", type=_port, default=9100, help="port to listen on (default: 9100)")
+    mock.add_argument("--latency", type=_amount, default=0.0, metavar="MS", help="wait before each answer")
+    mock.add_argument("--tokens", type=_positive, default=32, metavar="N", help="length of each answer (default: 32)")
+    mock.add_argument("--chunk-delay", type=_amount, default=0.0, metavar="MS", help="wait between streamed chunks")
+    mock.add_argument("--error-rate", type=_share, default=0.0, metavar="R", help="share of calls that fail, 0 to 1")
+
+    keys = _group(commands, "keys", "virtual keys (kg-...)")
+    create = _command(keys, "create", _keys_create, "make a key; its secret is printed once")
+    create.add_argument("--name", required=True, help="whose key this is, for people")
+    create.add_argument("--team", help="who it shares cache entries with where cache.scope is team")
+    create.add_argument("--endpoint", action="append", metavar="NAME", help="may use this one only (repeat for more)")
+    create.add_argument("--model", action="append", metavar="NAME", help="may ask this one only (repeat for more)")
+    create.add_argument("--expires", type=_duration, metavar="TIME", help="for example 12h or 90d (default: never)")
+    _takes_config(create)
+    _takes_json(create)
+    listing = _command(keys, "list", _keys_list, "all keys, without their secrets")
+    _takes_config(listing)
+    _takes_json(listing)
+    revoke = _command(keys, "revoke", _keys_revoke, "end a key, at once on every worker")
+    revoke.add_argument("key_id", metavar="ID", help="as `keepgate keys list` shows it")
+    _takes_config(revoke)
+    _takes_json(revoke)
+
+    models = _group(commands, "models", "embedding models on this machine")
+    build = _command(models, "build", _models_build, "build the embedding model into the user's cache folder")
+    build.add_argument("model", nargs="?", default="all-MiniLM-L6-v2", metavar="MODEL")
+    _takes_json(build)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=_sentence(summary))
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _group(commands: Any, name: str, summary: str) -> Any:
+    parser = commands.add_parser(name, help=summary, description=_sentence(summary))
+    return parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+
+def _sentence(summary: str) -> str:
+    return f"{summary[0].upper()}{summary[1:]}."
+
+
+def _takes_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration (default: the embedded defaults)")
+
+
+def _takes_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535)")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _amount(text: str) -> float:
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = -1.0
+    if not 0 <= amount < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of milliseconds")
+    return amount
+
+
+def _share(text: str) -> float:
+    amount = _amount(text)
+    if amount > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+    return amount
+
+
+def _duration(text: str) -> float:
+    matched = _DURATION.fullmatch(text)
+    if matched is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 30m, 12h or 90d")
+    return float(matched[1]) * _UNITS[matched[2]]

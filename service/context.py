@@ -1,0 +1,80 @@
+"""What the stages of one request share: the caller, the endpoint's policy, and what happened so far."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from models.key import VirtualKey
+
+Mode = Literal["off", "exact", "semantic", "shadow"]
+Scope = Literal["key", "team", "endpoint"]
+CacheOutcome = Literal["exact", "semantic", "coalesced", "miss", "bypass"]
+
+
+class Endpoint(msgspec.Struct, frozen=True, gc=False):
+    """One application's policy, compiled from its settings. Times in seconds.
+
+    `keep` are the finish reasons whose answers are stored. `ttl_jitter` is the
+    largest share by which an entry's TTL is shortened.
+    """
+
+    name: str
+    mode: Mode = "semantic"
+    threshold: float = 0.92
+    ttl: float = 3600.0
+    ttl_jitter: float = 0.1
+    scope: Scope | None = None
+    replay: Literal["instant", "paced"] = "instant"
+    replay_rate: float = 50.0
+    keep: frozenset[str] = frozenset({"stop"})
+    max_temperature: float = 0.3
+    fallback_answers: bool = False
+    screening: str = ""  # revision of the guardrail rules that apply; part of every identity
+
+
+class Directives(msgspec.Struct, frozen=True, gc=False):
+    """What the caller's headers ask of the cache, already tightened to what the endpoint allows.
+
+    Two requests share a flight only where these are equal.
+    """
+
+    mode: Mode
+    threshold: float
+    ttl: float
+    lookup: bool = True
+    store: bool = True
+    max_age: float | None = None
+    only_if_cached: bool = False
+
+
+class Caller(msgspec.Struct, frozen=True, gc=False):
+    """Who asks. `partition` is the part of the cache they share entries in.
+
+    `credential` is what they sent that is no virtual key; only an upstream
+    with `auth: passthrough` ever sees it.
+    """
+
+    partition: str
+    key: VirtualKey | None = None
+    credential: str | None = None
+
+
+class Context(msgspec.Struct, gc=False):
+    """One request on its way. `started` and `waited` are seconds on the monotonic clock."""
+
+    request_id: str
+    endpoint: Endpoint
+    caller: Caller
+    directives: Directives
+    started: float
+    headers: Mapping[bytes, bytes]  # as they came, names in lower case
+    meaning: tuple[str, ...] = ()  # header values that change what is answered: part of the identity
+
+    waited: float = 0.0  # spent waiting for an upstream
+    outcome: CacheOutcome = "bypass"
+    detail: str = ""  # why: a word for `Cache-Status`
+    similarity: float | None = None
+    shadow: float | None = None
+    upstream: str = ""
+    upstream_model: str = ""

@@ -1,0 +1,115 @@
+"""The exact tier: the same request again. A store that fails or is late is a miss, never an outage."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from backends.exact.base import ExactStore
+from models.completion import Completion, Entry
+from models.errors import BackendError
+from service.context import Context
+from service.telemetry.metrics import Metrics
+
+log = logging.getLogger("keepgate.cache")
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Entry).decode
+
+
+class ExactTier:
+    """`deadline` in seconds for one look-up; None for a store that never waits."""
+
+    def __init__(
+        self,
+        store: ExactStore,
+        *,
+        deadline: float | None,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.time,
+        randomness: Callable[[], float] = random.random,
+    ) -> None:
+        self.store = store
+        self._deadline = deadline
+        self._metrics = metrics
+        self._clock = clock
+        self._random = randomness
+        self._degraded = False
+
+    async def lookup(self, context: Context, key: str) -> Entry | None:
+        """The live entry, no older than the request's `max-age`."""
+        started = time.perf_counter()
+        endpoint = context.endpoint.name
+        try:
+            entry = await self.fetch(context, key)
+        except (BackendError, TimeoutError) as error:
+            self._fails(error)
+            self._metrics.cache_lookups.add((endpoint, "exact", "error"))
+            return None
+        if self._degraded:
+            self._recovers()
+        self._metrics.cache_lookups.add((endpoint, "exact", "miss" if entry is None else "hit"))
+        self._metrics.cache_lookup_seconds.observe(("exact",), time.perf_counter() - started)
+        return entry
+
+    async def fetch(self, context: Context, key: str) -> Entry | None:
+        """The same, uncounted; raises `BackendError` or `TimeoutError`."""
+        if self._deadline is None:
+            value = await self.store.get(namespace(context), key)
+        else:
+            async with asyncio.timeout(self._deadline):
+                value = await self.store.get(namespace(context), key)
+        if value is None:
+            return None
+        try:
+            entry = _decode(value)
+        except msgspec.DecodeError:
+            log.warning("an entry in another format was passed over")
+            return None
+        return entry if fresh(entry, context, self._clock()) else None
+
+    def entry(self, context: Context, key: str, completion: Completion, upstream: str) -> Entry:
+        """The entry as it is kept and served: its TTL absolute, shortened by the jitter."""
+        now = self._clock()
+        ttl = context.directives.ttl * (1.0 - context.endpoint.ttl_jitter * self._random())
+        return Entry(completion=completion, created_at=now, expires_at=now + ttl, entry_id=key, upstream=upstream)
+
+    async def keep(self, context: Context, entry: Entry) -> bool:
+        """Whether the entry is in the store now, where every worker sees it."""
+        ttl = entry.expires_at - entry.created_at
+        if ttl <= 0:
+            return False
+        try:
+            await self.store.put(namespace(context), entry.entry_id, _encode(entry), ttl=ttl)
+        except BackendError as error:
+            self._fails(error)
+            return False
+        if self._degraded:
+            self._recovers()
+        return True
+
+    def now(self) -> float:
+        return self._clock()
+
+    def _fails(self, error: Exception) -> None:
+        if not self._degraded:
+            self._degraded = True
+            log.warning("the exact tier is degraded: %s", str(error) or type(error).__name__)
+        self._metrics.degraded.set(("exact",), 1)
+
+    def _recovers(self) -> None:
+        self._degraded = False
+        log.info("the exact tier is well again")
+        self._metrics.degraded.set(("exact",), 0)
+
+
+def namespace(context: Context) -> str:
+    return f"{context.endpoint.name}/{context.caller.partition}"
+
+
+def fresh(entry: Entry, context: Context, now: float) -> bool:
+    max_age = context.directives.max_age
+    return now < entry.expires_at and (max_age is None or now - entry.created_at <= max_age)

@@ -1,0 +1,289 @@
+"""The order of the stages: what happens to a request, top to bottom.
+
+Caches fail open here: an error in a tier is a miss. Everything that raises is
+a `GatewayError`, and the client is told.
+"""
+
+import asyncio
+import time
+from collections.abc import Hashable, Mapping
+
+import msgspec
+
+from backends.keyring.base import Keyring
+from backends.upstream.base import ChunkStream, Reply, Upstream
+from models.completion import Completion, Entry, Usage
+from models.errors import GatewayError, NotCached
+from models.request import Request
+from service.caching.assembly import Assembly
+from service.caching.eligibility import keepable, not_semantic
+from service.caching.identity import STATEFUL, Question, exact_key, question
+from service.caching.single_flight import Flight, FlightChunk, Flights
+from service.context import Context, Directives, Endpoint
+from service.pipeline.admit import admit
+from service.pipeline.authenticate import authenticate, credential_mark
+from service.pipeline.call import call
+from service.pipeline.exact_tier import ExactTier, fresh
+from service.pipeline.reserve import Reservation, reserve
+from service.pipeline.semantic_tier import Found, SemanticTier
+from service.pipeline.settle import estimated, settle, whole
+from service.routing.aliases import Aliases, Route, in_order
+from service.telemetry.metrics import Metrics
+
+# Past this many bytes the event loop gets a turn between two steps over the whole body.
+_LARGE = 256 * 1024
+
+
+class Hit(msgspec.Struct, frozen=True, gc=False):
+    """An answer that was there already."""
+
+    entry: Entry
+
+
+class Gateway:
+    """The request path over one configuration. Reloading makes another one; flights and stores live on."""
+
+    def __init__(
+        self,
+        *,
+        endpoints: Mapping[str, tuple[Endpoint, Directives]],
+        aliases: Aliases,
+        upstreams: Mapping[str, Upstream],
+        passthrough: frozenset[str],
+        keyring: Keyring,
+        keys_required: bool,
+        secret: bytes,
+        exact: ExactTier,
+        semantic: SemanticTier | None,
+        flights: Flights,
+        metrics: Metrics,
+    ) -> None:
+        self.endpoints = endpoints
+        self.aliases = aliases
+        self.upstreams = upstreams
+        self.exact = exact
+        self.semantic = semantic
+        self.keyring = keyring
+        self.metrics = metrics
+        self.flying = 0
+        self._passthrough = passthrough
+        self._keys_required = keys_required
+        self._secret = secret
+        self._flights = flights
+
+    def authenticate(
+        self, headers: Mapping[bytes, bytes], endpoint: str, *, request_id: str, started: float
+    ) -> Context:
+        return authenticate(
+            headers,
+            endpoint,
+            endpoints=self.endpoints,
+            keyring=self.keyring,
+            keys_required=self._keys_required,
+            request_id=request_id,
+            started=started,
+        )
+
+    async def answer(self, request: Request, context: Context) -> Hit | Flight:
+        """A hit, or the flight that will have the answer; the caller has joined it and must leave it."""
+        route = admit(request, context, self.aliases)
+        asked = context.directives
+        reason = _not_cached(request, asked)
+        if reason is not None:
+            context.outcome, context.detail = "bypass", reason
+            if asked.only_if_cached:
+                raise NotCached("nothing in the cache may answer this request")
+            return self._lead(request, context, route, key=None, meaning=())
+
+        meaning = self._meaning(request, context, route)
+        if len(request.raw) > _LARGE:
+            await asyncio.sleep(0)
+        key = exact_key(request.body, meaning)
+
+        if asked.lookup:
+            entry = await self.exact.lookup(context, key)
+            if entry is not None:
+                context.outcome = "exact"
+                return Hit(entry)
+        if asked.only_if_cached:
+            return await self._cached_only(request, context, meaning)
+        if not asked.lookup or not asked.store:
+            context.outcome = "miss" if asked.lookup else "bypass"
+            context.detail = "" if asked.lookup else "no-cache"
+            return self._lead(request, context, route, key=key, meaning=meaning)
+        return self._coalesce(request, context, route, key, meaning)
+
+    # --- stages
+
+    def _coalesce(
+        self, request: Request, context: Context, route: Route, key: str, meaning: tuple[str, ...]
+    ) -> Hit | Flight:
+        # The directives are part of what makes two requests the same: a follower never gets less than it asked for.
+        together = (context.endpoint.name, context.caller.partition, key, context.directives)
+        flight = self._flights.joinable(together)
+        if flight is None:
+            context.outcome = "miss"
+            return self._lead(request, context, route, key=key, meaning=meaning, together=together)
+        if flight.ended and flight.entry is not None and fresh(flight.entry, context, self.exact.now()):
+            # The answer is whole, its write is not: as good as written.
+            context.outcome = "exact"
+            return Hit(flight.entry)
+        flight.join()
+        context.outcome = "coalesced"
+        self.metrics.coalesced.add(())
+        return flight
+
+    def _lead(
+        self,
+        request: Request,
+        context: Context,
+        route: Route,
+        *,
+        key: str | None,
+        meaning: tuple[str, ...],
+        together: Hashable | None = None,
+    ) -> Flight:
+        """`key` None: nothing is looked up or kept. `together` None: nobody joins."""
+        flight = Flight(streamed=request.stream)
+        flight.detail = context.detail
+        flight.join()
+        self.flying += 1
+        self._flights.start(together, flight, self._fly(request, context, flight, route, key, meaning, together))
+        return flight
+
+    async def _fly(
+        self,
+        request: Request,
+        context: Context,
+        flight: Flight,
+        route: Route,
+        key: str | None,
+        meaning: tuple[str, ...],
+        together: Hashable | None,
+    ) -> None:
+        asked = context.directives
+        try:
+            if together is not None and key is not None:
+                # Between the miss and the lead another flight, here or in another worker, may have landed.
+                entry = await self.exact.lookup(context, key)
+                if entry is not None:
+                    self._land(flight, together, entry, hit="exact")
+                    return
+
+            asking = None if key is None else self._question(request, context, flight, meaning)
+            found = Found()
+            if asking is not None and self.semantic is not None and asked.lookup:
+                found = await self.semantic.lookup(context, asking)
+                flight.detail, flight.similarity = found.detail, found.rejected
+                if found.entry is not None and asked.mode == "semantic":
+                    flight.similarity = found.similarity
+                    self._land(flight, together, found.entry, hit="semantic")
+                    return
+                if found.entry is not None:
+                    flight.detail, flight.shadow = "shadow", found.similarity
+
+            reservation = reserve(context)
+            completion = await self._called(request, context, flight, route, reservation)
+
+            entry = self.exact.entry(context, key or "", completion, f"{flight.upstream}/{flight.upstream_model}")
+            if key is None or not asked.store or not self._may_keep(completion, context, route, flight):
+                self._land(flight, together, entry)
+                return
+            flight.finish(entry)
+            if await self.exact.keep(context, entry):
+                self._flights.close(together, flight)
+                if asking is not None and self.semantic is not None:
+                    await self.semantic.keep(context, asking, found.vector, entry)
+        except GatewayError as error:
+            flight.fail(error)
+        finally:
+            self.flying -= 1
+
+    def _land(self, flight: Flight, together: Hashable | None, entry: Entry, *, hit: str = "") -> None:
+        """Ends a flight whose entry is not one that newcomers may be served from."""
+        self._flights.close(together, flight)
+        flight.hit = hit
+        flight.finish(entry)
+
+    async def _called(
+        self, request: Request, context: Context, flight: Flight, route: Route, reservation: Reservation
+    ) -> Completion:
+        usage = Usage()
+        assembly = Assembly(request.operation)
+        try:
+            reply = await call(
+                request, context, flight, targets=in_order(route), upstreams=self.upstreams, metrics=self.metrics
+            )
+            flight.headers = reply.headers
+            if isinstance(reply, Reply):
+                completion = whole(reply.body, request)
+                usage = completion.usage
+                return completion
+            try:
+                await _collect(reply, assembly, flight)
+            finally:
+                await reply.close()
+                usage = assembly.usage or estimated(request, assembly.text())
+            return assembly.completion(usage)
+        finally:
+            # Also when the client hung up or the stream broke: what was generated is paid for.
+            settle(reservation, usage, request, context, self.metrics)
+
+    def _may_keep(self, completion: Completion, context: Context, route: Route, flight: Flight) -> bool:
+        if not keepable(completion, context.endpoint.keep):
+            return False
+        fell_back = all((t.upstream, t.model) != (flight.upstream, flight.upstream_model) for t in route.targets)
+        return not fell_back or context.endpoint.fallback_answers
+
+    async def _cached_only(self, request: Request, context: Context, meaning: tuple[str, ...]) -> Hit:
+        context.outcome = "miss"
+        flight = Flight(streamed=False)
+        asking = self._question(request, context, flight, meaning)
+        if asking is not None and self.semantic is not None and context.directives.mode == "semantic":
+            found = await self.semantic.lookup(context, asking)
+            if found.entry is not None:
+                context.outcome, context.similarity = "semantic", found.similarity
+                return Hit(found.entry)
+        raise NotCached("no cached answer, and the request said only-if-cached")
+
+    def _question(
+        self, request: Request, context: Context, flight: Flight, meaning: tuple[str, ...]
+    ) -> Question | None:
+        """What the semantic tier compares; None with the reason in the flight's `detail`."""
+        if self.semantic is None or context.directives.mode not in ("semantic", "shadow"):
+            return None
+        reason = not_semantic(request, max_temperature=context.endpoint.max_temperature)
+        if reason is None:
+            asking = question(request.body, (*meaning, self.semantic.embedder.revision))
+            if asking is not None and asking.text.strip():
+                return asking
+            reason = "not-text"
+        flight.detail = reason
+        return None
+
+    def _meaning(self, request: Request, context: Context, route: Route) -> tuple[str, ...]:
+        meaning = (request.operation, route.identity, context.endpoint.screening, *context.meaning)
+        targets = (*route.targets, *route.fallbacks)
+        if self._passthrough and any(target.upstream in self._passthrough for target in targets):
+            return (*meaning, credential_mark(context.caller.credential, self._secret))
+        return meaning
+
+
+def _not_cached(request: Request, asked: Directives) -> str | None:
+    """Why no tier is looked up and nothing is kept, or None."""
+    if asked.mode == "off":
+        return "off"
+    if any(request.body.get(name) for name in STATEFUL):
+        return "stateful"
+    return None
+
+
+async def _collect(stream: ChunkStream, assembly: Assembly, flight: Flight) -> None:
+    """Hands each chunk on as it arrives and adds it up."""
+    began = time.perf_counter()
+    async for payload in stream:
+        chunk = assembly.add(payload)
+        if not flight.chunks:
+            flight.waited += time.perf_counter() - began
+        usage_only = not chunk.get("choices") and isinstance(chunk.get("usage"), dict)
+        flight.push(FlightChunk(payload, usage_only))

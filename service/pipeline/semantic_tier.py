@@ -1,0 +1,148 @@
+"""The semantic tier: the same question in other words.
+
+Embedding and search share one deadline. Whatever goes wrong here, the request
+goes on as a miss.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from backends.embedding.base import Embedder
+from backends.vector.base import Neighbor, Vector, VectorStore
+from models.completion import Entry
+from models.errors import BackendError, TextTooLong
+from service.caching.identity import Question
+from service.caching.threshold import near_enough, nearest_rejected
+from service.context import Context
+from service.pipeline.exact_tier import ExactTier, namespace
+from service.telemetry.metrics import Metrics
+
+log = logging.getLogger("keepgate.cache")
+
+# Enough that a few expired entries on top do not hide a live one.
+_CANDIDATES = 4
+_RELOAD_EVERY = 30.0
+
+
+class Found(msgspec.Struct):
+    """`similarity` is the hit's, `rejected` that of the nearest entry not served. `detail` says why there is no hit."""
+
+    entry: Entry | None = None
+    similarity: float | None = None
+    rejected: float | None = None
+    vector: Vector | None = None
+    detail: str = ""
+
+
+class SemanticTier:
+    """`deadline` in seconds for one look-up, embedding included."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        vectors: VectorStore,
+        exact: ExactTier,
+        *,
+        deadline: float,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.embedder = embedder
+        self.vectors = vectors
+        self._exact = exact
+        self._deadline = deadline
+        self._metrics = metrics
+        self._clock = clock
+        self._degraded: set[str] = set()
+        self.loaded = False  # the embedder is there
+        self.settled = False  # it is there, or it was tried and is declared degraded
+
+    async def load(self) -> None:
+        """Loads the embedder, and tries again while it cannot be loaded. Runs until it is there."""
+        while True:
+            try:
+                await self.embedder.load()
+            except BackendError as error:
+                self._fails("embedder", error)
+                self.settled = True
+                await asyncio.sleep(_RELOAD_EVERY)
+                continue
+            self._recovers("embedder")
+            self.loaded = self.settled = True
+            return
+
+    async def lookup(self, context: Context, question: Question) -> Found:
+        """The best entry at or above the request's threshold that is still there and fresh enough."""
+        if not self.loaded:
+            return Found(detail="embedder-loading" if not self.settled else "degraded")
+        started = time.perf_counter()
+        endpoint, threshold = context.endpoint.name, context.directives.threshold
+        found = Found()
+        component = "embedder"
+        try:
+            async with asyncio.timeout(self._deadline):
+                found.vector = (await self.embedder.embed([question.text], role="query"))[0]
+                self._recovers("embedder")
+                component = "vector"
+                where = self._namespace(context, question)
+                neighbors = await self.vectors.nearest(where, found.vector, limit=_CANDIDATES)
+                self._recovers("vector")
+                found.rejected = nearest_rejected(neighbors, threshold=threshold)
+                component = "exact"
+                found.entry, found.similarity = await self._live(context, neighbors, threshold)
+        except TextTooLong:
+            return Found(detail="too-long")
+        except (BackendError, TimeoutError) as error:
+            self._fails(component, error)
+            self._metrics.cache_lookups.add((endpoint, "semantic", "error"))
+            found.detail = "degraded"
+            return found
+        hit = found.entry is not None
+        found.detail = "semantic" if hit else "no-neighbor" if found.rejected is None else "below-threshold"
+        self._metrics.cache_lookups.add((endpoint, "semantic", "hit" if hit else "miss"))
+        self._metrics.cache_lookup_seconds.observe(("semantic",), time.perf_counter() - started)
+        return found
+
+    async def keep(self, context: Context, question: Question, vector: Vector | None, entry: Entry) -> None:
+        """Makes the entry findable by its question. `vector` is the question's where it was embedded before."""
+        if not self.loaded:
+            return
+        try:
+            if vector is None:
+                vector = (await self.embedder.embed([question.text], role="document"))[0]
+            ttl = entry.expires_at - self._clock()
+            if ttl > 0:
+                where = self._namespace(context, question)
+                await self.vectors.upsert(where, entry.entry_id, vector, question.text.encode(), ttl=ttl)
+        except TextTooLong:
+            return
+        except BackendError as error:
+            self._fails("vector" if vector is not None else "embedder", error)
+
+    async def _live(
+        self, context: Context, neighbors: Sequence[Neighbor], threshold: float
+    ) -> tuple[Entry | None, float | None]:
+        for neighbor in near_enough(neighbors, threshold=threshold):
+            entry = await self._exact.fetch(context, neighbor.entry_id)
+            if entry is not None:
+                return entry, neighbor.similarity
+        return None, None
+
+    def _namespace(self, context: Context, question: Question) -> str:
+        return f"{namespace(context)}/{question.namespace}"
+
+    def _fails(self, component: str, error: Exception) -> None:
+        if component not in self._degraded:
+            self._degraded.add(component)
+            log.warning("the semantic tier is degraded (%s): %s", component, str(error) or type(error).__name__)
+        self._metrics.degraded.set((component,), 1)
+
+    def _recovers(self, component: str) -> None:
+        if component in self._degraded:
+            self._degraded.discard(component)
+            log.info("the semantic tier is well again (%s)", component)
+        self._metrics.degraded.set((component,), 0)

@@ -1,0 +1,319 @@
+"""From settings to running parts: the one place that knows both.
+
+`Runtime` holds what lives as long as the worker (stores, embedder, flights,
+metrics); `State` what a reload replaces (policies, upstreams, limits).
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from backends import registry
+from backends.exact.base import ExactStore
+from backends.keyring.base import Keyring
+from backends.upstream.base import Upstream
+from backends.vector.base import VectorStore
+from models.errors import BackendError, ConfigError
+from service.api.openai import Limits, Serving
+from service.caching import directives
+from service.caching.single_flight import Flights
+from service.context import Directives, Endpoint
+from service.pipeline.exact_tier import ExactTier
+from service.pipeline.gateway import Gateway
+from service.pipeline.semantic_tier import SemanticTier
+from service.routing.aliases import Aliases, Route, Target
+from service.routing.catalog import Catalog
+from service.settings import EndpointSettings, ModelSettings, Settings, UpstreamSettings, load
+from service.telemetry import logs
+from service.telemetry.group import Group
+from service.telemetry.metrics import Metrics
+from service.telemetry.recorder import Recorder
+
+log = logging.getLogger("keepgate.wiring")
+
+# Stores that answer from memory: waiting on a deadline would cost more than the look-up.
+_IMMEDIATE = frozenset({"lmdb", "memory"})
+# Read once, when the process starts; a reload says so and keeps them as they are.
+_NEEDS_RESTART = ("server", "storage", "cache", "redis", "qdrant", "admin", "logs")
+_LANDING = 5.0
+_STDERR = 2
+
+
+class State(msgspec.Struct, frozen=True):
+    """One configuration in effect."""
+
+    settings: Settings
+    gateway: Gateway
+    serving: Serving
+    catalog: Catalog
+    cors_origins: frozenset[str]
+
+
+class Runtime:
+    """One worker's parts. `slot` and `run_dir` are its place among several."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        config: Path | None,
+        environ: Mapping[str, str],
+        admin_token: str,
+        run_dir: Path | None = None,
+        slot: int = 0,
+    ) -> None:
+        self.metrics = Metrics()
+        self.admin_token = admin_token
+        self.group = Group(self.metrics, run_dir=run_dir, slot=slot)
+        self._settings = settings
+        self._config = config
+        self._environ = environ
+        self._background: set[asyncio.Task[None]] = set()
+        self._flights = Flights()
+        self._recorder: Recorder | None = None
+        self.keyring: Keyring
+        self.exact: ExactTier
+        self.semantic: SemanticTier | None = None
+        self.state: State
+
+    async def start(self) -> None:
+        """Opens the stores and begins to load the embedder. Raises `BackendError` or `OSError`: without its stores
+        the gateway could not tell keys apart."""
+        settings = self._settings
+        home = storage(settings)
+        self._secret = await asyncio.to_thread(_secret, home)
+        self.keyring = await asyncio.to_thread(open_keyring, settings)
+        store = await asyncio.to_thread(open_exact_store, settings)
+        deadline = None if settings.cache.exact.store in _IMMEDIATE else settings.cache.exact.deadline
+        self.exact = ExactTier(store, deadline=deadline, metrics=self.metrics)
+        if any(endpoint.cache.mode in ("semantic", "shadow") for endpoint in settings.endpoints):
+            self.semantic = await asyncio.to_thread(self._open_semantic, settings)
+            self._spawn(self.semantic.load())
+        if settings.logs.requests != "off":
+            target = _STDERR if settings.logs.requests == "stderr" else Path(settings.logs.requests)
+            self._recorder = Recorder(target)
+            self._recorder.start()
+            self.metrics.records_dropped.follow(lambda: self._recorder.dropped if self._recorder else 0)
+        self.state = self._compiled(settings, {})
+        await self.group.start()
+
+    def reload(self) -> None:
+        """Reads the configuration again. One that cannot be used is refused and logged, and the old one stays."""
+        if self._recorder is not None:
+            self._recorder.reopen()
+        try:
+            settings = load(self._config, self._environ)
+        except ConfigError as error:
+            log.error("the new configuration is refused, the old one stays:\n%s", error)  # noqa: TRY400  # the problems say it all
+            return
+        old = self.state
+        for section in _NEEDS_RESTART:
+            if getattr(settings, section) != getattr(old.settings, section):
+                log.warning("%s has changed: that takes effect with the next start", section)
+        kept = {s.name: old.gateway.upstreams[s.name] for s in old.settings.upstreams if s in settings.upstreams}
+        try:
+            self.state = self._compiled(settings, kept)
+        except (ConfigError, BackendError) as error:
+            log.error("the new configuration is refused, the old one stays:\n%s", error)  # noqa: TRY400
+            return
+        dropped = [upstream for name, upstream in old.gateway.upstreams.items() if name not in kept]
+        self._spawn(_closed_when_idle(old.gateway, dropped))
+        log.info("the configuration was read again")
+
+    def tiers(self) -> dict[str, str]:
+        """Each configured tier: `up`, `degraded` or `loading`."""
+        degraded = {name for (name,), value in self.metrics.degraded.state().items() if value}
+        tiers = {"exact": "degraded" if "exact" in degraded else "up"}
+        if self.semantic is not None:
+            for component in ("embedder", "vector"):
+                tiers[component] = "degraded" if component in degraded else "up"
+            if not self.semantic.settled:
+                tiers["embedder"] = "loading"
+        return tiers
+
+    async def entries_by_endpoint(self) -> dict[str, int]:
+        entries = dict.fromkeys(self.state.gateway.endpoints, 0)
+        with contextlib.suppress(BackendError, TimeoutError):  # a scrape goes on without the figure
+            async with asyncio.timeout(1.0):
+                for namespace, count in (await self.exact.store.sizes()).items():
+                    endpoint = namespace.partition("/")[0]
+                    entries[endpoint] = entries.get(endpoint, 0) + count
+        return entries
+
+    async def close(self) -> None:
+        """Lets entries being written land, then closes everything."""
+        await self._flights.landed(_LANDING)
+        for task in self._background:
+            task.cancel()
+        await self.group.close()
+        for upstream in self.state.gateway.upstreams.values():
+            await upstream.close()
+        if self.semantic is not None:
+            await self.semantic.embedder.close()
+            await self.semantic.vectors.close()
+        await self.exact.store.close()
+        self.keyring.close()
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def _open_semantic(self, settings: Settings) -> SemanticTier:
+        chosen = settings.cache.embedder
+        embedder = registry.create("embedding", chosen.kind, **_embedder_options(settings))
+        options: dict[str, object] = {"dimensions": embedder.dimensions}
+        if settings.cache.vector.store == "faiss":
+            options |= {
+                "path": storage(settings) / "vectors",
+                "revision": embedder.revision,
+                "max_entries": settings.cache.vector.max_entries,
+            }
+        vectors: VectorStore = registry.create("vector", settings.cache.vector.store, **options)
+        return SemanticTier(
+            embedder, vectors, self.exact, deadline=settings.cache.vector.deadline, metrics=self.metrics
+        )
+
+    def _compiled(self, settings: Settings, kept: Mapping[str, Upstream]) -> State:
+        upstreams = {s.name: kept.get(s.name) or _upstream(s) for s in settings.upstreams}
+        routes = {model.name: _route(model) for model in settings.models}
+        aliases = Aliases(routes, tuple(upstreams))
+        gateway = Gateway(
+            endpoints={e.name: _endpoint(e) for e in settings.endpoints},
+            aliases=aliases,
+            upstreams=upstreams,
+            passthrough=frozenset(s.name for s in settings.upstreams if s.auth == "passthrough"),
+            keyring=self.keyring,
+            keys_required=settings.keys.require,
+            secret=self._secret,
+            exact=self.exact,
+            semantic=self.semantic,
+            flights=self._flights,
+            metrics=self.metrics,
+        )
+        limits = Limits(max_body=settings.server.max_body, body_timeout=settings.server.body_timeout)
+        return State(
+            settings=settings,
+            gateway=gateway,
+            serving=Serving(gateway, limits, self.metrics, self._recorder),
+            catalog=Catalog(aliases, upstreams),
+            cors_origins=frozenset(settings.server.cors_origins),
+        )
+
+    def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def storage(settings: Settings) -> Path:
+    """Where everything embedded lives, made if it is not there. Raises `BackendError`."""
+    home = Path(settings.storage.path)
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise BackendError(f"storage.path {home} cannot be used: {error.strerror}") from error
+    return home
+
+
+def open_keyring(settings: Settings) -> Keyring:
+    keyring: Keyring = registry.create("keyring", "lmdb", path=storage(settings) / "keys")
+    return keyring
+
+
+def open_exact_store(settings: Settings) -> ExactStore:
+    chosen = settings.cache.exact
+    options: dict[str, object] = {"max_bytes": chosen.max_size}
+    if chosen.store == "lmdb":
+        options["path"] = storage(settings) / "exact"
+    store: ExactStore = registry.create("exact", chosen.store, **options)
+    return store
+
+
+def configure_logs(settings: Settings) -> None:
+    logs.configure(settings.logs.level)
+
+
+def _embedder_options(settings: Settings) -> dict[str, object]:
+    chosen = settings.cache.embedder
+    if chosen.kind == "onnx":
+        return {"model": chosen.model, "path": chosen.path}
+    if chosen.kind == "openai":
+        return {
+            "base_url": chosen.base_url,
+            "api_key": None if chosen.api_key is None else chosen.api_key.get_secret_value(),
+            "model": chosen.model,
+            "dimensions": chosen.dimensions,
+        }
+    return {}
+
+
+def _upstream(settings: UpstreamSettings) -> Upstream:
+    options: dict[str, object] = {"name": settings.name}
+    if settings.provider != "demo":
+        options |= {
+            "provider": settings.provider,
+            "base_url": settings.base_url,
+            "api_key": None if settings.api_key is None else settings.api_key.get_secret_value(),
+            "auth": settings.auth,
+            "connect_timeout": settings.connect_timeout,
+            "read_timeout": settings.read_timeout,
+            "total_timeout": settings.total_timeout,
+            "proxy": settings.proxy,
+            "ca_file": settings.ca_file,
+            "stream_usage": settings.stream_usage,
+            "headers": settings.headers,
+        }
+    upstream: Upstream = registry.create("upstream", settings.provider, **options)
+    return upstream
+
+
+def _route(model: ModelSettings) -> Route:
+    fallbacks = [fallback.partition("/") for fallback in model.fallbacks]
+    return Route(
+        targets=tuple(Target(target.upstream, target.model, target.weight) for target in model.targets),
+        fallbacks=tuple(Target(upstream, name) for upstream, _, name in fallbacks),
+    )
+
+
+def _endpoint(settings: EndpointSettings) -> tuple[Endpoint, Directives]:
+    cache = settings.cache
+    endpoint = Endpoint(
+        name=settings.name,
+        mode=cache.mode,
+        threshold=cache.threshold,
+        ttl=cache.ttl,
+        ttl_jitter=cache.ttl_jitter,
+        scope=cache.scope,
+        replay=cache.replay,
+        replay_rate=cache.replay_rate,
+        keep=frozenset(cache.keep),
+        max_temperature=cache.max_temperature,
+        fallback_answers=cache.fallback_answers,
+    )
+    return endpoint, directives.defaults(endpoint)
+
+
+def _secret(home: Path) -> bytes:
+    """32 random bytes of this storage, the same for every worker and restart."""
+    path = home / "secret"
+    fresh = home / f".secret-{secrets.token_hex(8)}"
+    if not path.exists():
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+        # Linking fails where another worker was quicker, and then theirs is the one.
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, path)
+        fresh.unlink()
+    return path.read_bytes()
+
+
+async def _closed_when_idle(gateway: Gateway, upstreams: list[Upstream]) -> None:
+    """Requests that began before a reload finish with the upstreams they began with."""
+    while gateway.flying:  # noqa: ASYNC110  # nobody waits for this, and a minute more does no harm
+        await asyncio.sleep(1.0)
+    for upstream in upstreams:
+        await upstream.close()

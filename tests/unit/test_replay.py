@@ -1,0 +1,163 @@
+"""Replayed as a stream and put together again, a completion is what it was."""
+
+import json
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.completion import Usage
+from models.request import Operation
+from service.caching.assembly import Assembly, usage_fields, whole
+from service.caching.replay import chunks
+
+USAGE = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+
+words = st.text(max_size=40)
+tool_calls = st.lists(
+    st.fixed_dictionaries(
+        {
+            "id": st.text("abc123", min_size=1, max_size=6),
+            "type": st.just("function"),
+            "function": st.fixed_dictionaries({"name": st.text("fg", min_size=1, max_size=3), "arguments": words}),
+        }
+    ),
+    min_size=1,
+    max_size=3,
+)
+logprobs = st.none() | st.fixed_dictionaries(
+    {"content": st.lists(st.fixed_dictionaries({"token": words, "logprob": st.just(-0.5)}), min_size=1, max_size=3)}
+)
+messages = st.fixed_dictionaries(
+    {"role": st.just("assistant"), "content": words},
+    optional={
+        "refusal": words,
+        "reasoning_content": words,
+        "tool_calls": tool_calls,
+        "annotations": st.just([{"a": 1}]),
+    },
+)
+choices = st.lists(
+    st.tuples(messages, logprobs, st.sampled_from(["stop", "length", "tool_calls"])), min_size=1, max_size=3
+)
+
+
+def completion(said: list[tuple[dict[str, Any], Any, str]]) -> dict[str, Any]:
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1_700_000_000,
+        "model": "gpt-4o-2026-01-01",
+        "system_fingerprint": "fp_1",
+        "choices": [
+            {"index": index, "message": message, "logprobs": probabilities, "finish_reason": reason}
+            for index, (message, probabilities, reason) in enumerate(said)
+        ],
+        "usage": USAGE,
+    }
+
+
+def assembled(stream: list[dict[str, Any]], operation: Operation = "chat") -> dict[str, Any]:
+    assembly = Assembly(operation)
+    for chunk in stream:
+        assembly.add(msgspec.json.encode(chunk))
+    result: dict[str, Any] = json.loads(assembly.completion(assembly.usage or Usage()).body)
+    return result
+
+
+@given(said=choices)
+def test_a_replayed_chat_completion_equals_the_whole_one(said: list[tuple[dict[str, Any], Any, str]]) -> None:
+    told = completion(said)
+
+    again = assembled(list(chunks(told, include_usage=True)))
+
+    assert again == told
+
+
+@given(text=words)
+def test_a_replayed_text_completion_equals_the_whole_one(text: str) -> None:
+    told = {
+        "id": "cmpl-1",
+        "object": "text_completion",
+        "created": 1,
+        "model": "m",
+        "choices": [{"index": 0, "text": text, "logprobs": None, "finish_reason": "stop"}],
+        "usage": USAGE,
+    }
+
+    again = assembled(list(chunks(told, include_usage=True)), "completion")
+
+    assert again == told
+
+
+def test_the_role_comes_first_and_the_finish_reason_last() -> None:
+    told = completion([({"role": "assistant", "content": "Hello there, you."}, None, "stop")])
+
+    stream = list(chunks(told, include_usage=False))
+
+    assert stream[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert [chunk["choices"][0]["delta"].get("content") for chunk in stream[1:-1]] == ["Hello", " there,", " you."]
+    assert stream[-1]["choices"][0] == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}
+    assert all("usage" not in chunk for chunk in stream)
+    assert {chunk["object"] for chunk in stream} == {"chat.completion.chunk"}
+
+
+def test_usage_comes_in_a_chunk_of_its_own_when_it_is_asked_for() -> None:
+    told = completion([({"role": "assistant", "content": "Hi"}, None, "stop")])
+
+    *content, last = chunks(told, include_usage=True)
+
+    assert last["choices"] == []
+    assert last["usage"] == USAGE
+    assert all(chunk["usage"] is None for chunk in content)
+
+
+def test_a_run_without_spaces_is_cut_into_pieces() -> None:
+    told = completion([({"role": "assistant", "content": "啊" * 100}, None, "stop")])
+
+    stream = list(chunks(told, include_usage=False))
+
+    assert len(stream) > 4
+
+
+def test_deltas_of_tool_calls_add_up_to_the_calls() -> None:
+    deltas: list[dict[str, Any]] = [
+        {"role": "assistant", "content": None},
+        {"tool_calls": [{"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"x":'}}]},
+        {"tool_calls": [{"index": 1, "id": "b", "type": "function", "function": {"name": "g", "arguments": "{}"}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "1}"}}]},
+    ]
+    stream = [{"id": "1", "model": "m", "choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+
+    message = assembled(stream)["choices"][0]["message"]
+
+    assert message == {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}},
+            {"id": "b", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+        ],
+    }
+
+
+def test_the_whole_reply_tells_its_usage_and_finish_reasons() -> None:
+    body = json.dumps(completion([({"role": "assistant", "content": "Hi"}, None, "length")])).encode()
+
+    read, counted = whole(body, "chat")
+
+    assert counted
+    assert read.usage == Usage(3, 5)
+    assert read.finish_reasons == ("length",)
+    assert read.body == body
+
+
+def test_an_estimate_says_that_it_is_one() -> None:
+    assert usage_fields(Usage(1, 2, estimated=True)) == {
+        "prompt_tokens": 1,
+        "completion_tokens": 2,
+        "total_tokens": 3,
+        "estimated": True,
+    }
