@@ -2,13 +2,12 @@
 
 import hashlib
 from collections.abc import Sequence
-from datetime import timedelta
+from urllib.parse import urlsplit
 
+import aiohttp
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from pyreqwest.client import Client, ClientBuilder
-from pyreqwest.exceptions import BuilderError, PyreqwestError, RequestTimeoutError
 
 from backends.embedding.base import Role
 from backends.embedding.batching import Batches, Refused, SharedEmbeddings, Vector, unit
@@ -62,9 +61,13 @@ class OpenAIEmbedder:
         model can give shorter ones than its own. Timeouts are in seconds. Raises `ConfigError`."""
         if dimensions < 1:
             raise ConfigError(f"cache.embedder.dimensions: {dimensions} is no length of a vector")
-        if not base_url.startswith(("http://", "https://")):
-            raise ConfigError("cache.embedder.base_url: an http:// or https:// address is needed")
-        # The same name may stand for other weights at another address; the address itself may hold a credential.
+        address = urlsplit(base_url)
+        if address.scheme not in ("http", "https") or not address.hostname or address.username is not None:
+            raise ConfigError("cache.embedder.base_url: an http:// or https:// address without a login is needed")
+        api_key = (api_key or "").strip()  # a file that a key is read from tends to end in a newline
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise ConfigError("cache.embedder.api_key: it holds characters that no header can carry")
+        # The same name may stand for other weights at another address.
         where = hashlib.sha256(base_url.rstrip("/").encode()).hexdigest()[:12]
         self.revision = f"{model}@{where}/openai/{dimensions}"
         self.dimensions = dimensions
@@ -72,36 +75,33 @@ class OpenAIEmbedder:
         self._url = f"{base_url.rstrip('/')}/embeddings"
         self._api_key = api_key
         self._shorten = shorten
-        self._timeout = timeout
-        self._connect_timeout = connect_timeout
-        self._client: Client | None = None
+        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=connect_timeout)
+        self._session: aiohttp.ClientSession | None = None
         self._batches = Batches(self._send, size=batch, calls=calls)
         self._shared = SharedEmbeddings(self._batches.begin, waiting=waiting, remembered=remembered)
 
     async def load(self) -> None:
         """Does not call the API: one that is down while the gateway starts must not keep it from starting."""
-        if self._client is None:
-            self._client = (
-                ClientBuilder()
-                .timeout(timedelta(seconds=self._timeout))
-                .connect_timeout(timedelta(seconds=self._connect_timeout))
-                .follow_redirects(False)  # it would carry prompts to an address nobody configured
-                .no_proxy()  # nor does the environment decide where they go
-                .build()
+        if self._session is None:
+            headers = {"content-type": "application/json", "user-agent": "keepgate"}
+            if self._api_key:
+                headers["authorization"] = f"Bearer {self._api_key}"
+            # Where prompts go is configured, not read from the environment's proxies.
+            self._session = aiohttp.ClientSession(
+                headers=headers, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
             )
 
     async def embed(self, texts: Sequence[str], *, role: Role) -> NDArray[np.float32]:  # noqa: ARG002 - one for both
-        if self._client is None:
+        if self._session is None:
             raise BackendError("the embedder is not loaded yet")
         if not texts:
             return np.empty((0, self.dimensions), np.float32)
         return np.stack(await self._shared.embed(texts))
 
     async def close(self) -> None:
-        # Calls first: pyreqwest must not be left with a request in flight.
         await self._batches.close()
-        if self._client is not None:
-            await self._client.close()
+        if self._session is not None:
+            await self._session.close()
 
     async def _send(self, texts: list[str]) -> list[Vector]:
         body: dict[str, object] = {"model": self._model, "input": texts, "encoding_format": "float"}
@@ -118,17 +118,15 @@ class OpenAIEmbedder:
         raise BackendError(f"the embeddings API answered with status {status}")
 
     async def _post(self, body: bytes) -> tuple[int, bytes]:
-        if self._client is None:
+        if self._session is None:
             raise BackendError("the embedder is not loaded yet")
         try:
-            request = self._client.post(self._url).header("content-type", "application/json").body_bytes(body)
-            if self._api_key:
-                request = request.bearer_auth(self._api_key)
-            response = await request.build().send()
-            return response.status, bytes(await response.bytes())
-        except RequestTimeoutError as error:
+            # A redirect would carry prompts to an address that nobody configured.
+            async with self._session.post(self._url, data=body, allow_redirects=False) as response:
+                return response.status, await response.read()
+        except TimeoutError as error:
             raise BackendError("the embeddings API did not answer in time") from error
-        except (PyreqwestError, BuilderError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise BackendError(f"the embeddings API cannot be reached ({type(error).__name__})") from error
 
     def _vectors(self, answer: bytes, count: int) -> list[Vector]:

@@ -25,10 +25,12 @@ _SMOOTHING = 1e-4
 class StaticEmbedder:
     """Token vectors of all-MiniLM-L6-v2's own input table, centred, on their 256 main axes, rare tokens weighing more.
 
-    About thirty times faster than the transformer and much blinder: word order is lost
-    altogether ("London to Paris" is "Paris to London"), and so is most of what
-    a word means in its context. Good for telling that nothing stored is near; on its
-    own it needs a higher threshold than the transformer and still serves more wrong hits.
+    Twenty to fifty times faster than the transformer and much blinder: word
+    order is lost altogether ("London to Paris" is "Paris to London"), and most of
+    what a word means beside others. Area under the ROC curve on 2,000 pairs of
+    Quora questions: .75, the transformer .865; of MRPC's news sentences: .755
+    against .757. Good for telling that nothing stored is near; on its own it
+    needs a higher threshold and still serves more wrong hits.
     """
 
     revision = f"{minilm.NAME}-words@{minilm.WEIGHTS_REVISION}/static/{_FORMAT}"

@@ -49,9 +49,12 @@ class Reader:
             raise TextTooLong(f"{len(text)} characters are beyond a window of {self._window} tokens")
 
     def read(self, text: str) -> Tokens:
-        """Raises `TextTooLong` beyond the window."""
+        """Raises `TextTooLong` beyond the window, `BackendError` for what is no Unicode text."""
         self.check_length(text)
-        encoding = self._tokenizer.encode(text)
+        try:
+            encoding = self._tokenizer.encode(text)
+        except TypeError as error:  # what tokenizers raises for a lone surrogate
+            raise BackendError("the text holds a lone surrogate: it is no Unicode text") from error
         ids: list[int] = encoding.ids
         if len(ids) > self._window:
             raise TextTooLong(f"{len(ids)} tokens are beyond a window of {self._window}")
