@@ -97,10 +97,15 @@ class VectorLog:
         start = _ID_LENGTH.size + length
         return str(value[_ID_LENGTH.size : start], "utf-8"), bytes(value[start:])
 
+    def size(self, txn: Reading) -> int:
+        """Entries, also those that have expired and were not swept."""
+        entries: int = txn.stat(self._entries)["entries"]
+        return entries
+
     def live(self, txn: Reading, *, now: float) -> int:
         """How many entries have not expired."""
         expired = sum(1 for _ in self._expired(txn, now))
-        return self._size(txn) - expired
+        return self.size(txn) - expired
 
     # What the writer does.
 
@@ -156,14 +161,14 @@ class VectorLog:
 
     def evict(self, txn: Writing, *, share: int, now: float) -> int:
         """Removes one of `share` entries, those written first; at least one, at most a thousand. How many."""
-        count = max(1, min(self._size(txn) // share, 1_000))
+        count = max(1, min(self.size(txn) // share, 1_000))
         with txn.cursor(self._entries) as cursor:
             keys = [key for key, _ in zip(cursor.iternext(values=False), range(count), strict=False)]
         return self._remove(txn, [_NUMBER.unpack(key)[0] for key in keys], now=now)
 
     def make_room(self, txn: Writing, *, max_entries: int, max_bytes: int, now: float) -> None:
         """Evicts a hundredth at a time, so that a full store does not evict with every write."""
-        if self._size(txn) >= max_entries:
+        if self.size(txn) >= max_entries:
             self.evict(txn, share=100, now=now)
         while self._used_bytes(txn) > max_bytes and self.evict(txn, share=100, now=now):
             pass
@@ -222,10 +227,6 @@ class VectorLog:
                     break
                 numbers.append(_NUMBER.unpack(number)[0])
         return numbers
-
-    def _size(self, txn: Reading) -> int:
-        entries: int = txn.stat(self._entries)["entries"]
-        return entries
 
     def _used_bytes(self, txn: Reading) -> int:
         stats = [txn.stat(database) for database in self._databases]

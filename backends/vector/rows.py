@@ -70,9 +70,14 @@ def closest(views: Sequence[View], query: Vector, *, limit: int, now: float) -> 
     if limit < len(similarities):
         best = np.argpartition(similarities, -limit)[-limit:]
         similarities, numbers = similarities[best], numbers[best]
-    order = np.lexsort((numbers, -similarities))
-    found = zip(numbers[order].tolist(), similarities[order].tolist(), strict=True)
-    return [(number, max(-1.0, min(1.0, similarity))) for number, similarity in found if similarity > -math.inf]
+    alive = similarities > -math.inf
+    return ranked(numbers[alive], similarities[alive], limit=limit)
+
+
+def ranked(numbers: NDArray[np.int64], similarities: NDArray[np.float32], *, limit: int) -> list[tuple[int, float]]:
+    """The `limit` most similar in order, ties to the lower number; rounding beyond ±1 is cut off."""
+    order = np.lexsort((numbers, -similarities))[:limit]
+    return list(zip(numbers[order].tolist(), np.clip(similarities[order], -1.0, 1.0).tolist(), strict=True))
 
 
 class _Block:

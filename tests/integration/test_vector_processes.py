@@ -384,18 +384,34 @@ async def test_vectors_of_an_embedder_unused_for_a_week_are_removed(tmp_path: Pa
     assert left == ["new-1", "not-ours", "recent-1"]
 
 
+async def test_a_path_that_cannot_be_used_is_a_backend_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+
+    with pytest.raises(BackendError, match=r"storage\.path"):
+        FaissStore(path=tmp_path / "file", dimensions=DIMENSIONS, revision="test@1")
+
+
 async def test_a_namespace_that_grows_large_answers_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faiss, "_INLINE_ROWS", 5_000)  # the limit is no option anybody should set
-    rows = units(5_001)
-    queries = [rows[17], rows[4_000], unit(1), unit(2)]
-    async with opened(tmp_path) as store:
-        await write(store, rows[:5_000])
+    now = 1_000.0
+    rows = units(5_000)
+    queries = [rows[17], rows[4_000], rows[23], unit(1)]
+    async with opened(tmp_path, clock=lambda: now) as store:
+        await write(store, rows)
+        await store.delete(SPACE, "23")
+        await store.upsert(SPACE, "brief", rows[17], b"", ttl=1)
+        now += 1
         before = [await store.nearest(SPACE, query, limit=10) for query in queries]
 
-        await store.upsert(SPACE, "opposite", np.negative(np.mean(queries, axis=0)), b"", ttl=600)
+        for extra in range(3):
+            await store.upsert(SPACE, f"opposite-{extra}", np.negative(rows[17]), b"", ttl=600)
         after = [await store.nearest(SPACE, query, limit=10) for query in queries]
 
-        assert after == before
+        assert "faiss" in sys.modules
+        assert list(await store.nearest(SPACE, rows[17], limit=0)) == []
+        assert [[n.entry_id for n in found] for found in after] == [[n.entry_id for n in found] for found in before]
+        for found, same in zip(after, before, strict=True):
+            assert [n.similarity for n in found] == pytest.approx([n.similarity for n in same], abs=1e-5)
 
 
 async def _ready_seconds(path: Path, entries: int) -> float:
