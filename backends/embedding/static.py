@@ -81,7 +81,8 @@ def build(*, cache: Path | None = None) -> Path:
 
 def token_vectors(words: NDArray[np.float32]) -> NDArray[np.float16]:
     """Centres, turns to the main axes, weighs. Rows are in the order of the vocabulary, frequent tokens first."""
-    centred = words - words.mean(axis=0)
+    # In float64: every machine must find the same axes, or vectors from two of them could not be compared.
+    centred = words.astype(np.float64) - words.mean(axis=0, dtype=np.float64)
     _, axes = np.linalg.eigh(centred.T @ centred)  # in rising order of variance
     axes = axes[:, ::-1][:, :_DIMENSIONS]
     # An axis has no sign of its own: take the one that makes its largest part positive, on every machine.
