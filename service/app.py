@@ -56,7 +56,7 @@ class App:
             path = f"/{rest}"
         operation = _INFERENCE.get(path)
         if operation is not None and scope["method"] == "POST":
-            await openai.serve(self._runtime.state.serving, operation, endpoint, scope, receive, send)
+            await openai.serve(self._runtime.state.gateway, operation, endpoint, scope, receive, send)
         elif operation is not None:
             await _refuse(send, RequestError(f"{path} takes POST", code="method_not_allowed"), (b"allow", b"POST"))
         elif path == "/v1/models" or path.startswith("/v1/models/"):

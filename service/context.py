@@ -33,6 +33,13 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
     screening: str = ""  # revision of the guardrail rules that apply; part of every identity
 
 
+class Limits(msgspec.Struct, frozen=True, gc=False):
+    """`max_body` in bytes, `body_timeout` in seconds."""
+
+    max_body: int
+    body_timeout: float
+
+
 class Directives(msgspec.Struct, frozen=True, gc=False):
     """What the caller's headers ask of the cache, already tightened to what the endpoint allows.
 

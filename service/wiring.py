@@ -20,10 +20,9 @@ from backends.keyring.base import Keyring
 from backends.upstream.base import Upstream
 from backends.vector.base import VectorStore
 from models.errors import BackendError, ConfigError
-from service.api.openai import Limits, Serving
 from service.caching import directives
 from service.caching.single_flight import Flights
-from service.context import Directives, Endpoint
+from service.context import Directives, Endpoint, Limits
 from service.pipeline.exact_tier import ExactTier
 from service.pipeline.gateway import Gateway
 from service.pipeline.semantic_tier import SemanticTier
@@ -50,7 +49,6 @@ class State(msgspec.Struct, frozen=True):
 
     settings: Settings
     gateway: Gateway
-    serving: Serving
     catalog: Catalog
     cors_origins: frozenset[str]
 
@@ -100,6 +98,8 @@ class Runtime:
             self._recorder = Recorder(target)
             self._recorder.start()
             self.metrics.records_dropped.follow(lambda: self._recorder.dropped if self._recorder else 0)
+        for component in self.tiers():
+            self.metrics.degraded.set((component,), 0)
         self.state = self._compiled(settings, {})
         await self.group.start()
 
@@ -110,7 +110,7 @@ class Runtime:
         try:
             settings = load(self._config, self._environ)
         except ConfigError as error:
-            log.error("the new configuration is refused, the old one stays:\n%s", error)  # noqa: TRY400  # the problems say it all
+            _refused(error)
             return
         old = self.state
         for section in _NEEDS_RESTART:
@@ -120,7 +120,7 @@ class Runtime:
         try:
             self.state = self._compiled(settings, kept)
         except (ConfigError, BackendError) as error:
-            log.error("the new configuration is refused, the old one stays:\n%s", error)  # noqa: TRY400
+            _refused(error)
             return
         dropped = [upstream for name, upstream in old.gateway.upstreams.items() if name not in kept]
         self._spawn(_closed_when_idle(old.gateway, dropped))
@@ -160,7 +160,7 @@ class Runtime:
         await self.exact.store.close()
         self.keyring.close()
         if self._recorder is not None:
-            self._recorder.close()
+            await asyncio.to_thread(self._recorder.close)
 
     def _open_semantic(self, settings: Settings) -> SemanticTier:
         chosen = settings.cache.embedder
@@ -192,13 +192,13 @@ class Runtime:
             exact=self.exact,
             semantic=self.semantic,
             flights=self._flights,
+            limits=Limits(settings.server.max_body, settings.server.body_timeout),
             metrics=self.metrics,
+            recorder=self._recorder,
         )
-        limits = Limits(max_body=settings.server.max_body, body_timeout=settings.server.body_timeout)
         return State(
             settings=settings,
             gateway=gateway,
-            serving=Serving(gateway, limits, self.metrics, self._recorder),
             catalog=Catalog(aliases, upstreams),
             cors_origins=frozenset(settings.server.cors_origins),
         )
@@ -207,6 +207,11 @@ class Runtime:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _refused(error: Exception) -> None:
+    for problem in str(error).splitlines():
+        log.error("the new configuration is refused, the old one stays: %s", problem)
 
 
 def storage(settings: Settings) -> Path:

@@ -34,8 +34,7 @@ from service.caching.single_flight import Flight
 from service.context import Context
 from service.pipeline.admit import admit
 from service.pipeline.gateway import Gateway, Hit
-from service.telemetry.metrics import Metrics
-from service.telemetry.recorder import Record, Recorder, observe
+from service.telemetry.recorder import Record, observe
 
 _JSON = (b"content-type", b"application/json")
 _CLEAN = (b"x-keepgate-guardrails", b"clean")
@@ -43,22 +42,6 @@ _TEXT_FIELD: dict[Operation, str] = {"chat": "messages", "completion": "prompt",
 _LONGEST_NAME = 256
 _ids = itertools.count()
 _ID_PREFIX = f"req_{os.urandom(6).hex()}"
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """`max_body` in bytes, `body_timeout` in seconds."""
-
-    max_body: int
-    body_timeout: float
-
-
-class Serving(msgspec.Struct, frozen=True):
-    """What every request is served with."""
-
-    gateway: Gateway
-    limits: Limits
-    metrics: Metrics
-    recorder: Recorder | None
 
 
 def decode(raw: bytes, operation: Operation) -> Request:
@@ -94,7 +77,7 @@ def decode(raw: bytes, operation: Operation) -> Request:
     return Request(operation, model, body, raw, stream or False, include_usage)
 
 
-async def serve(do: Serving, operation: Operation, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
+async def serve(do: Gateway, operation: Operation, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
     """One inference request, from its headers to its record."""
     started = time.perf_counter()
     request_id = new_request_id()
@@ -103,13 +86,13 @@ async def serve(do: Serving, operation: Operation, endpoint: str, scope: Scope, 
     do.metrics.inflight.add((), 1)
     context = None
     try:
-        context = do.gateway.authenticate(headers, endpoint, request_id=request_id, started=started)
+        context = do.authenticate(headers, endpoint, request_id=request_id, started=started)
         if context.caller.key is not None:
             record.key_id = context.caller.key.key_id
         raw = await read_body(headers, receive, limit=do.limits.max_body, timeout=do.limits.body_timeout)
         request = decode(raw, operation)
         record.stream = request.stream
-        answer = await do.gateway.answer(request, context)
+        answer = await do.answer(request, context)
         record.model = request.model
         if isinstance(answer, Hit):
             await _send_hit(answer.entry, request, context, record, receive, send)

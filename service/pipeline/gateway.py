@@ -19,7 +19,7 @@ from service.caching.assembly import Assembly
 from service.caching.eligibility import keepable, not_semantic
 from service.caching.identity import STATEFUL, Question, exact_key, question
 from service.caching.single_flight import Flight, FlightChunk, Flights
-from service.context import Context, Directives, Endpoint
+from service.context import Context, Directives, Endpoint, Limits
 from service.pipeline.admit import admit
 from service.pipeline.authenticate import authenticate, credential_mark
 from service.pipeline.call import call
@@ -29,6 +29,7 @@ from service.pipeline.semantic_tier import Found, SemanticTier
 from service.pipeline.settle import estimated, settle, whole
 from service.routing.aliases import Aliases, Route, in_order
 from service.telemetry.metrics import Metrics
+from service.telemetry.recorder import Recorder
 
 # Past this many bytes the event loop gets a turn between two steps over the whole body.
 _LARGE = 256 * 1024
@@ -56,7 +57,9 @@ class Gateway:
         exact: ExactTier,
         semantic: SemanticTier | None,
         flights: Flights,
+        limits: Limits,
         metrics: Metrics,
+        recorder: Recorder | None,
     ) -> None:
         self.endpoints = endpoints
         self.aliases = aliases
@@ -64,7 +67,9 @@ class Gateway:
         self.exact = exact
         self.semantic = semantic
         self.keyring = keyring
+        self.limits = limits
         self.metrics = metrics
+        self.recorder = recorder
         self.flying = 0
         self._passthrough = passthrough
         self._keys_required = keys_required
