@@ -61,6 +61,7 @@ _KNOWN_SPACES = 10_000
 _BATCH_OPERATIONS = 1_000
 _BATCH_BYTES = 8 << 20
 _OPERATION_BYTES = 500  # what a queued operation costs beside its value
+_SIZES_SLICE = 2_000  # namespaces counted before others get their turn
 _SWEEP = 1_000  # expired entries a transaction removes
 _TICK_SECONDS = 1.0
 _READER_CHECK_SECONDS = 30.0
@@ -83,8 +84,8 @@ class LmdbStore:
     `max_bytes` bounds the pages in use; the file may grow to a little over
     twice that, room for the copies that copy-on-write needs. `queue_bytes`
     bounds what waits for the writer. When the map or the disk is full some of
-    the oldest entries make room; if that does not help, `put` raises
-    `StoreFull` for `pause` seconds before it tries the disk again.
+    the oldest entries make room; if that does not help, or a write fails
+    otherwise, `put` raises `StoreFull` for `pause` seconds without trying.
 
     Use it from one event loop at a time. One store a path and process.
     """
@@ -137,29 +138,28 @@ class LmdbStore:
         if len(name) > _NAME_LIMIT:
             name = _name(self._space(namespace), key)
         try:
-            # A view, so that the value is copied once; it must not outlive the transaction.
-            with self._begin(self._entries, None, False, True) as transaction:
+            with self._begin(self._entries) as transaction:
                 stored = transaction.get(name)
-                if stored is None:
-                    return None
-                expires_at, number, length = _ENTRY.unpack_from(stored)
-                if expires_at <= self._clock():
-                    return None
-                if length and stored[_ENTRY.size : _ENTRY.size + length] != _full(namespace, key):
-                    return None
-                self._used.add(number)
-                return bytes(stored[_ENTRY.size + length :])
         except lmdb.MapResizedError:
             self._adopt_map_size()
             return await self.get(namespace, key)
         except lmdb.Error as error:
             raise self._failure(error) from error
+        if stored is None:
+            return None
+        expires_at, number, length = _ENTRY.unpack_from(stored)
+        if expires_at <= self._clock() or (
+            length and stored[_ENTRY.size : _ENTRY.size + length] != _full(namespace, key)
+        ):
+            return None
+        self._used.add(number)
+        return stored[_ENTRY.size + length :]
 
     async def put(self, namespace: str, key: str, value: bytes, *, ttl: float | None) -> None:
         if len(value) > self._max_bytes // 4:
             raise StoreFull(f"a value of {len(value)} bytes would take over a quarter of {self._max_bytes}")
-        if self._paused_at is not None and 0 <= self._clock() - self._paused_at < self._pause:
-            raise StoreFull("the map or the disk was full a moment ago; writing is paused")
+        if self._paused():
+            raise StoreFull("writing failed a moment ago and is paused")
         expires_at = float("inf") if ttl is None else self._clock() + ttl
         name = _name(self._space(namespace), key)
         full = _full(namespace, key) if _CUT in name else b""
@@ -180,12 +180,14 @@ class LmdbStore:
                 with self._begin(self._tables.spaces) as transaction:
                     cursor = transaction.cursor()
                     found = cursor.set_range(after) if after else cursor.first()
-                    for _ in range(2_000):
+                    for _ in range(_SIZES_SLICE):
                         if not found:
-                            return sizes
+                            break
                         (count,) = _SPACE.unpack_from(cursor.value())
                         sizes[_text(cursor.value()[_SPACE.size :])] = count
                         found = cursor.next()
+                    if not found:
+                        return sizes
                     after = cursor.key()
             except lmdb.MapResizedError:
                 self._adopt_map_size()
@@ -240,7 +242,7 @@ class LmdbStore:
                 self._commit(operations)
             elif closing:
                 return
-            else:
+            elif not self._paused():
                 self._tidy()
 
     def _commit(self, operations: "list[_Operation[Any]]") -> None:
@@ -252,10 +254,7 @@ class LmdbStore:
         except lmdb.Error as error:
             failure = self._failure(error)
             failure.__cause__ = error
-            if isinstance(failure, StoreFull):
-                if self._paused_at is None:
-                    _log.warning("the exact store pauses writing: %s", failure)
-                self._paused_at = self._clock()
+            self._pause_after(failure)
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
         for index, operation in enumerate(operations):
             answer = answers[index] if failure is None else None
@@ -263,6 +262,15 @@ class LmdbStore:
         for loop, answered in by_loop.items():
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(_resolve, answered, failure)
+
+    def _paused(self) -> bool:
+        # Not before the pause began either: then the clock was set back.
+        return self._paused_at is not None and 0 <= self._clock() - self._paused_at < self._pause
+
+    def _pause_after(self, failure: BackendError) -> None:
+        if self._paused_at is None:
+            _log.warning("the exact store pauses writing: %s", failure)
+        self._paused_at = self._clock()
 
     def _transact(self, operations: "list[_Operation[Any]]", *, again: bool) -> list[Any]:
         """One transaction; when it lacks room or a wider map, gets it and tries once more."""
@@ -340,7 +348,7 @@ class LmdbStore:
         except lmdb.MapResizedError:
             self._ask_for_map_size()
         except lmdb.Error as error:
-            _log.warning("the exact store could not be tidied: %s", self._failure(error))
+            self._pause_after(self._failure(error))
 
 
 class _Tables:

@@ -1,6 +1,7 @@
 """What every exact store does."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -231,6 +232,36 @@ async def test_what_was_used_survives_ten_times_the_size_limit(exact_store: Exac
     assert kept == [b"h" * 20_000] * len(hot)
     assert 300 < sizes[HERE] < 700  # 32 MiB of 50 kB, of the 6,400 that were put
     assert await exact_store.get(HERE, "0.0") is None
+
+
+async def test_random_writes_leave_what_a_dictionary_would_hold(exact_store: ExactStore, clock: ManualClock) -> None:
+    chance = random.Random(5)  # noqa: S311 - a choice of operations
+    namespaces = ["a", "a/b", "ab", "b"]
+    held: dict[tuple[str, str], tuple[bytes, float]] = {}
+
+    for turn in range(2_000):
+        namespace, key = chance.choice(namespaces), str(chance.randrange(30))
+        match chance.randrange(20):
+            case 0:
+                cleared = [name for name in held if name[0] == namespace or name[0].startswith(f"{namespace}/")]
+                await exact_store.clear(namespace)
+                for name in cleared:
+                    del held[name]
+            case 1 | 2 | 3:
+                _, expires_at = held.pop((namespace, key), (b"", 0.0))
+                assert await exact_store.delete(namespace, key) == (expires_at > clock.now)
+            case 4 | 5:
+                clock.advance(1)
+            case _:
+                value, ttl = str(turn).encode() * 50, chance.choice([1.0, 20.0, None])
+                held[namespace, key] = (value, float("inf") if ttl is None else clock.now + ttl)
+                await exact_store.put(namespace, key, value, ttl=ttl)
+
+        expected, expires_at = held.get((namespace, key), (None, 0.0))
+        assert await exact_store.get(namespace, key) == (expected if expires_at > clock.now else None)
+
+    await exact_store.clear("")
+    assert await exact_store.sizes() == {}
 
 
 async def test_closing_twice_is_fine(exact_store: ExactStore) -> None:

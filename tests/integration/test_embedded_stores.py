@@ -19,7 +19,7 @@ import pytest
 from backends.environment import open_environment
 from backends.exact.lmdb import LmdbStore
 from backends.keyring.lmdb import LmdbKeyring
-from models.errors import StoreFull
+from models.errors import BackendError, StoreFull
 from models.key import VirtualKey
 from tests.support.clock import ManualClock
 
@@ -84,8 +84,20 @@ async def test_every_acknowledged_put_survives_a_kill_at_any_moment(tmp_path: Pa
 
         assert lost == []
         assert moved == []
+        assert set(table_sizes(path).values()) == {sizes[SPACE]}
         # What was written and not yet acknowledged may be there too, and is counted.
         assert len(acknowledged) <= sizes[SPACE] <= len(acknowledged) + 20 * (turn + 1)
+
+
+def table_sizes(path: Path) -> dict[str, int]:
+    """Items in the tables that hold one an entry."""
+    environment = open_environment(path, map_size=1 << 30, sync=False)
+    names = ("entries", "records", "ages")
+    tables = {name: environment.lmdb.open_db(name.encode(), create=False) for name in names}
+    with environment.lmdb.begin() as transaction:
+        sizes = {name: transaction.stat(table)["entries"] for name, table in tables.items()}
+    environment.close()
+    return sizes
 
 
 async def filled(path: Path, *, entries: int = 2_000) -> None:
@@ -211,7 +223,8 @@ async def test_use_by_another_process_keeps_an_entry(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_a_map_that_another_process_made_larger_is_adopted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["get", "put", "sizes"])
+async def test_a_map_that_another_process_made_larger_is_adopted(tmp_path: Path, first: str) -> None:
     path = tmp_path / "exact"
     store = LmdbStore(path=path, max_bytes=256 << 20, map_size=4 << 20)
     with other_process(serve, path, {"max_bytes": 256 << 20, "map_size": 64 << 20}) as (_, other):
@@ -219,13 +232,29 @@ async def test_a_map_that_another_process_made_larger_is_adopted(tmp_path: Path)
 
         for turn in range(20):
             ask(other, "put", "a", str(turn), bytes(1 << 20), ttl=None)
-        await store.put("a", "ours", b"value", ttl=None)
-        for turn in range(20, 40):
-            ask(other, "put", "a", str(turn), bytes(1 << 20), ttl=None)
+        if first == "put":
+            await store.put("a", "19", b"ours", ttl=None)
+        elif first == "sizes":
+            assert await store.sizes() == {"a": 20}
 
-        assert await store.get("a", "39") == bytes(1 << 20)
-        assert await store.sizes() == {"a": 41}
+        assert await store.get("a", "19") == (b"ours" if first == "put" else bytes(1 << 20))
+        assert await store.sizes() == {"a": 20}
     await store.close()
+
+
+async def test_only_the_last_process_to_close_vouches_for_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "exact"
+    store = LmdbStore(path=path, max_bytes=64 << 20)
+    with other_process(serve, path, {"max_bytes": 64 << 20}) as (process, other):
+        assert other.recv() == "open"
+
+        await store.close()
+        while_open = (path / "in-use").read_bytes()
+        other.close()
+        process.join()
+
+    assert while_open == b""
+    assert (path / "in-use").read_bytes() != b""
 
 
 async def test_the_file_stays_within_its_map_over_ten_times_the_limit(tmp_path: Path) -> None:
@@ -240,9 +269,11 @@ async def test_the_file_stays_within_its_map_over_ten_times_the_limit(tmp_path: 
         await asyncio.gather(*(store.put("a", f"{written} {n}", value, ttl=60) for n, value in enumerate(values)))
         written += sum(map(len, values))
 
-    assert (path / "data.mdb").stat().st_size < 3 * limit
-    assert sum((await store.sizes()).values()) > 20
+    sizes = await store.sizes()
     await store.close()
+    assert sizes["a"] > 20
+    assert set(table_sizes(path).values()) == {sizes["a"]}
+    assert (path / "data.mdb").stat().st_size < 3 * limit
 
 
 def hold_a_read(connection: Connection, path: Path, map_size: int) -> None:
@@ -383,6 +414,26 @@ async def test_expired_entries_are_swept_without_being_asked_for(tmp_path: Path)
     await store.close()
 
 
+async def test_an_idle_store_sweeps_and_notes_what_was_read(tmp_path: Path) -> None:
+    clock = ManualClock(1_000.0)
+    store = LmdbStore(path=tmp_path / "exact", max_bytes=8 << 20, clock=clock)
+    await store.put("a", "read", b"value", ttl=None)
+    for turn in range(30):
+        await store.put("a", str(turn), bytes(200_000), ttl=None)
+    await asyncio.gather(*(store.put("short", str(n), b"value", ttl=10) for n in range(2_500)))
+
+    clock.advance(12)
+    await store.get("a", "read")
+    await asyncio.to_thread(store._tidy)  # what the writer does once a second
+    for turn in range(30, 55):
+        await store.put("a", str(turn), bytes(200_000), ttl=None)
+
+    assert await store.get("a", "read") == b"value"
+    assert await store.get("a", "0") is None
+    assert set(await store.sizes()) == {"a"}
+    await store.close()
+
+
 async def test_what_waits_for_the_writer_is_bounded(tmp_path: Path) -> None:
     store = LmdbStore(path=tmp_path / "exact", max_bytes=64 << 20, queue_bytes=1 << 20)
 
@@ -394,6 +445,25 @@ async def test_what_waits_for_the_writer_is_bounded(tmp_path: Path) -> None:
     assert all(isinstance(outcome, StoreFull) for outcome in refused)
     assert await store.sizes() == {"a": 100 - len(refused)}
     await store.close()
+
+
+@pytest.mark.parametrize("namespaces", [1_999, 2_000, 2_001, 4_000])
+async def test_any_number_of_namespaces_is_counted(tmp_path: Path, namespaces: int) -> None:
+    store = LmdbStore(path=tmp_path / "exact", max_bytes=64 << 20)
+    await asyncio.gather(*(store.put(f"n/{number}", "key", b"", ttl=None) for number in range(namespaces)))
+
+    assert await store.sizes() == {f"n/{number}": 1 for number in range(namespaces)}
+    await store.close()
+
+
+async def test_a_closed_store_refuses(tmp_path: Path) -> None:
+    store = LmdbStore(path=tmp_path / "exact", max_bytes=64 << 20)
+    await store.close()
+
+    with pytest.raises(BackendError, match="closed"):
+        await store.get("a", "key")
+    with pytest.raises(BackendError, match="closed"):
+        await store.put("a", "key", b"value", ttl=None)
 
 
 async def test_close_keeps_what_was_accepted(tmp_path: Path) -> None:
