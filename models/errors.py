@@ -94,7 +94,11 @@ class StoreFull(BackendError):
     """No room to write; reads still work."""
 
 
-class TextTooLong(BackendError):
+class TextRefused(BackendError):
+    """The embedder works but will not take this text, now or later."""
+
+
+class TextTooLong(TextRefused):
     """Longer than the embedder's window: what lies beyond it would not count."""
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import BackendError, TextTooLong
+from models.errors import BackendError, TextRefused
 
 Vector = NDArray[np.float32]
 
@@ -122,10 +122,6 @@ class OneThread:
         await asyncio.to_thread(self._executor.shutdown, wait=True, cancel_futures=True)
 
 
-class Refused(BackendError):
-    """What was sent cannot be embedded; sent again it would be refused again."""
-
-
 class Batches:
     """Sends the texts that wait together, at most `size` a call and `calls` calls at a time.
 
@@ -191,7 +187,7 @@ class Batches:
     async def _answer(self, batch: list[tuple[str, asyncio.Future[Vector]]]) -> None:
         try:
             vectors = await self._send([text for text, _ in batch])
-        except (Refused, TextTooLong) as error:
+        except TextRefused as error:
             if len(batch) == 1:
                 _fail(batch, error)
                 return
@@ -223,7 +219,7 @@ def _key(text: str) -> bytes:
     try:
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
     except UnicodeEncodeError as error:
-        raise Refused("the text holds a lone surrogate: it is no Unicode text") from error
+        raise TextRefused("the text holds a lone surrogate: it is no Unicode text") from error
 
 
 def unit(vector: NDArray[np.floating]) -> Vector:

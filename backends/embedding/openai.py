@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.embedding.base import Role
-from backends.embedding.batching import Batches, Refused, SharedEmbeddings, Vector, unit
-from models.errors import BackendError, ConfigError, TextTooLong
+from backends.embedding.batching import Batches, SharedEmbeddings, Vector, unit
+from models.errors import BackendError, ConfigError, TextRefused, TextTooLong
 
 # What the providers say when a text is beyond the window; there is no common code for it.
 _TOO_LONG = (
@@ -113,7 +113,7 @@ class OpenAIEmbedder:
         if status in (400, 413, 422):
             if status == 413 or any(words in answer.lower() for words in _TOO_LONG):
                 raise TextTooLong("the embeddings API refused a text for its length")
-            raise Refused(f"the embeddings API refused the request with status {status}")
+            raise TextRefused(f"the embeddings API refused the request with status {status}")
         # Without the answer's text: some APIs quote the key or the input in it.
         raise BackendError(f"the embeddings API answered with status {status}")
 

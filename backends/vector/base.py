@@ -29,6 +29,9 @@ class VectorStore(Protocol):
 
     dimensions: int
 
+    async def load(self) -> None:
+        """Returns when every entry kept can be found; safe to repeat."""
+
     async def upsert(self, namespace: str, entry_id: str, vector: Vector, payload: bytes, *, ttl: float | None) -> None:
         """Adds the entry or replaces it. Every process that shares the store finds it in its next search."""
 

@@ -23,6 +23,9 @@ class FlatStore:
         self._clock = clock
         self._entries: dict[str, dict[str, _Entry]] = {}
 
+    async def load(self) -> None:
+        """Nothing outlives the process."""
+
     async def upsert(self, namespace: str, entry_id: str, vector: Vector, payload: bytes, *, ttl: float | None) -> None:
         self._check(vector)
         expires_at = float("inf") if ttl is None else self._clock() + ttl

@@ -14,7 +14,7 @@ import msgspec
 from backends.embedding.base import Embedder
 from backends.vector.base import Neighbor, Vector, VectorStore
 from models.completion import Entry
-from models.errors import BackendError, TextTooLong
+from models.errors import BackendError, TextRefused, TextTooLong
 from service.caching.identity import Question
 from service.caching.threshold import near_enough, nearest_rejected
 from service.context import Context
@@ -62,18 +62,21 @@ class SemanticTier:
         self.settled = False  # it is there, or it was tried and is declared degraded
 
     async def load(self) -> None:
-        """Loads the embedder, and tries again while it cannot be loaded. Runs until it is there."""
-        while True:
+        """Loads the embedder and the vectors, trying again while they cannot be. Runs until they are there."""
+        while not self.loaded:
+            component = "embedder"
             try:
                 await self.embedder.load()
+                self._recovers("embedder")
+                component = "vector"
+                await self.vectors.load()
             except BackendError as error:
-                self._fails("embedder", error)
+                self._fails(component, error)
                 self.settled = True
                 await asyncio.sleep(_RELOAD_EVERY)
-                continue
-            self._recovers("embedder")
-            self.loaded = self.settled = True
-            return
+            else:
+                self._recovers("vector")
+                self.loaded = self.settled = True
 
     async def lookup(self, context: Context, question: Question) -> Found:
         """The best entry at or above the request's threshold that is still there and fresh enough."""
@@ -94,8 +97,8 @@ class SemanticTier:
                 found.rejected = nearest_rejected(neighbors, threshold=threshold)
                 component = "exact"
                 found.entry, found.similarity = await self._live(context, neighbors, threshold)
-        except TextTooLong:
-            return Found(detail="too-long")
+        except TextRefused as error:
+            return Found(detail="too-long" if isinstance(error, TextTooLong) else "not-text")
         except (BackendError, TimeoutError) as error:
             self._fails(component, error)
             self._metrics.cache_lookups.add((endpoint, "semantic", "error"))
@@ -118,7 +121,7 @@ class SemanticTier:
             if ttl > 0:
                 where = self._namespace(context, question)
                 await self.vectors.upsert(where, entry.entry_id, vector, question.text.encode(), ttl=ttl)
-        except TextTooLong:
+        except TextRefused:
             return
         except BackendError as error:
             self._fails("vector" if vector is not None else "embedder", error)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from backends.embedding.batching import Batches, OneThread, Refused, SharedEmbeddings, Vector, unit
-from models.errors import BackendError
+from backends.embedding.batching import Batches, OneThread, SharedEmbeddings, Vector, unit
+from models.errors import BackendError, TextRefused
 
 
 class Desk:
@@ -191,7 +191,7 @@ class FarSide:
             self.cancelled += 1
             raise
         if "bad" in texts:
-            raise Refused("no")
+            raise TextRefused("no")
         return [row(text) for text in texts]
 
 
@@ -212,7 +212,7 @@ async def test_a_refused_text_fails_alone() -> None:
 
     assert not isinstance(good, BaseException)
     assert [int(vector[0]) for vector in good] == [1, 2]
-    assert isinstance(bad, Refused)
+    assert isinstance(bad, TextRefused)
 
 
 async def test_a_call_whose_callers_all_left_is_cancelled_and_makes_room() -> None:
