@@ -106,11 +106,11 @@ def _word_vector(word: str, dimensions: int) -> tuple[float, ...]:
     return tuple(x / 32768 for x in struct.unpack(f"<{dimensions}h", noise))
 
 
-class _DisconnectError(Exception):
+class _ClientGone(Exception):
     """The client hung up before the answer was finished."""
 
 
-class _RejectionError(Exception):
+class _Rejected(Exception):
     """The request cannot be answered; `args[0]` says why."""
 
 
@@ -141,7 +141,7 @@ class MockUpstream:
             self._requests[path] += 1
             self._last = (path, scope["headers"], body)
             await self._answer(path, body, receive, send)
-        except _DisconnectError:
+        except _ClientGone:
             self._cancelled += 1
 
     async def _control(self, method: str, body: bytes, send: Send) -> None:
@@ -197,7 +197,7 @@ class MockUpstream:
         try:
             asked = msgspec.json.decode(body, type=dict[str, Any])
             exchange = build(asked, behaviour.tokens)
-        except (msgspec.MsgspecError, _RejectionError) as error:
+        except (msgspec.MsgspecError, _Rejected) as error:
             await _reply(send, 400, _error(path, "invalid_request_error", str(error)), self._headers(path))
             return
         fault = self._due_fault(exchange.model)
@@ -598,21 +598,21 @@ def _digest(*parts: str) -> str:
 def _a_string(asked: Json, name: str) -> str:
     value = asked.get(name)
     if not isinstance(value, str):
-        raise _RejectionError(f"{name} must be a string")
+        raise _Rejected(f"{name} must be a string")
     return value
 
 
 def _a_count(asked: Json, name: str) -> int | None:
     value = asked.get(name)
     if value is not None and (type(value) is not int or not 1 <= value <= 100_000):
-        raise _RejectionError(f"{name} must be an integer from 1 to 100000")
+        raise _Rejected(f"{name} must be an integer from 1 to 100000")
     return value
 
 
 def _a_list(asked: Json, name: str) -> list[Any]:
     value = asked.get(name)
     if not isinstance(value, list):
-        raise _RejectionError(f"{name} must be an array")
+        raise _Rejected(f"{name} must be an array")
     return value
 
 
@@ -635,26 +635,26 @@ async def _read_body(receive: Receive) -> bytes:
     body: bytes = message.get("body", b"")
     if not message.get("more_body"):
         if message["type"] == "http.disconnect":
-            raise _DisconnectError
+            raise _ClientGone
         return body
     pieces = [body]
     while message.get("more_body"):
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise _DisconnectError
+            raise _ClientGone
         pieces.append(message.get("body", b""))
     return b"".join(pieces)
 
 
 async def _pause(receive: Receive, milliseconds: float | None) -> None:
-    """Waits, for ever if None. A client that hangs up meanwhile raises `_DisconnectError`."""
+    """Waits, for ever if None. A client that hangs up meanwhile raises `_ClientGone`."""
     try:
         async with asyncio.timeout(None if milliseconds is None else milliseconds / 1000):
             while (await receive())["type"] != "http.disconnect":
                 pass
     except TimeoutError:
         return
-    raise _DisconnectError
+    raise _ClientGone
 
 
 async def _reply(

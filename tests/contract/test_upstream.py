@@ -1,0 +1,677 @@
+"""Every upstream answers alike; over HTTP, whatever goes wrong is an `UpstreamError` and passes."""
+
+import asyncio
+import base64
+import json
+import struct
+import subprocess
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trustme
+
+from backends.upstream.base import Call, ChunkStream, Upstream
+from backends.upstream.demo import DemoUpstream
+from backends.upstream.openai import OpenAIUpstream
+from models.errors import ConfigError, UpstreamError
+from models.request import Operation
+from service.bench.mock_upstream import answer
+from tests.support.servers import Server, free_port, mock_upstream, running
+
+SUITE = {"upstream": {"demo", "openai", "openai-compatible"}}
+
+KEY = "sk-secret-of-the-operator"
+QUESTION = "Where is the Zürich lighthouse?"
+TOKENS = 20
+
+
+class Mock:
+    """The mock provider's controls."""
+
+    def __init__(self, server: Server) -> None:
+        self.base_url = f"{server.url}/v1"
+        self._url = f"{server.url}/mock"
+
+    def set(self, **behaviour: Any) -> None:
+        self._ask("PUT", json.dumps(behaviour).encode())
+
+    def reset(self) -> None:
+        self._ask("DELETE")
+
+    def report(self) -> dict[str, Any]:
+        return self._ask("GET")
+
+    def sent(self) -> dict[str, Any]:
+        body: dict[str, Any] = json.loads(self.report()["last"]["body"])
+        return body
+
+    async def until(self, holds: Callable[[dict[str, Any]], bool], *, within: float = 2.0) -> None:
+        async with asyncio.timeout(within):
+            while not holds(self.report()):  # noqa: ASYNC110 - it is another process that is waited for
+                await asyncio.sleep(0.005)
+
+    def _ask(self, method: str, body: bytes | None = None) -> dict[str, Any]:
+        request = urllib.request.Request(self._url, data=body, method=method)  # noqa: S310 - loopback
+        with urllib.request.urlopen(request, timeout=5) as reply:  # noqa: S310 - loopback
+            report: dict[str, Any] = json.load(reply)
+            return report
+
+
+@pytest.fixture(scope="module")
+def mock_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mock]:
+    with mock_upstream(tmp_path_factory.mktemp("mock") / "log", f"tokens={TOKENS}") as server:
+        yield Mock(server)
+
+
+@pytest.fixture
+def mock(mock_process: Mock) -> Mock:
+    mock_process.reset()
+    return mock_process
+
+
+@pytest.fixture(params=sorted(SUITE["upstream"]))
+async def upstream(request: pytest.FixtureRequest, mock: Mock) -> AsyncIterator[Upstream]:
+    made: Upstream = (
+        DemoUpstream(name="it")
+        if request.param == "demo"
+        else OpenAIUpstream(name="it", provider=request.param, base_url=mock.base_url, api_key=KEY)
+    )
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def http(mock: Mock) -> AsyncIterator[OpenAIUpstream]:
+    """One with little patience and a small appetite, so that tests of both are quick."""
+    made = OpenAIUpstream(
+        name="it",
+        base_url=mock.base_url,
+        api_key=KEY,
+        connect_timeout=1.0,
+        read_timeout=0.3,
+        total_timeout=0.8,
+        max_answer_bytes=200_000,
+    )
+    yield made
+    await made.close()
+
+
+def call_of(body: dict[str, Any], operation: Operation = "chat", *, model: str = "m", **rest: Any) -> Call:
+    body = {"model": model, **body}
+    return Call(operation=operation, model=model, body=body, raw=json.dumps(body).encode(), **rest)
+
+
+def chat(question: str = QUESTION, *, model: str = "m", **fields: Any) -> Call:
+    return call_of({"messages": [{"role": "user", "content": question}], **fields}, model=model)
+
+
+async def collected(stream: ChunkStream) -> list[dict[str, Any]]:
+    return [json.loads(payload) async for payload in stream]
+
+
+async def read_into(seen: list[dict[str, Any]], stream: ChunkStream) -> None:
+    async for payload in stream:
+        seen.append(json.loads(payload))  # noqa: PERF401 - what came before an error counts
+
+
+def text_of(chunks: list[dict[str, Any]]) -> str:
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+
+
+# Every upstream
+
+
+async def test_a_chat_is_answered(upstream: Upstream) -> None:
+    reply = msgspec.json.decode((await upstream.complete(chat())).body)
+
+    assert reply["object"] == "chat.completion"
+    assert reply["choices"][0]["message"]["role"] == "assistant"
+    assert QUESTION in reply["choices"][0]["message"]["content"]
+    assert reply["choices"][0]["finish_reason"] == "stop"
+    assert reply["usage"]["total_tokens"] == reply["usage"]["prompt_tokens"] + reply["usage"]["completion_tokens"]
+
+
+async def test_the_same_call_gets_the_same_answer(upstream: Upstream) -> None:
+    first, second = await upstream.complete(chat()), await upstream.complete(chat())
+
+    assert first.body == second.body
+
+
+async def test_a_stream_says_what_the_whole_says(upstream: Upstream) -> None:
+    whole = msgspec.json.decode((await upstream.complete(chat())).body)
+    chunks = await collected(await upstream.stream(chat(stream=True)))
+
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert text_of(chunks) == whole["choices"][0]["message"]["content"]
+    assert [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]][-1] == "stop"
+    assert {chunk["id"] for chunk in chunks} == {whole["id"]}
+    assert len(chunks) > 5
+
+
+async def test_a_stream_ends_with_its_usage_though_the_client_did_not_ask(upstream: Upstream) -> None:
+    whole = msgspec.json.decode((await upstream.complete(chat())).body)
+    chunks = await collected(await upstream.stream(chat(stream=True)))
+
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"] == whole["usage"]
+
+
+async def test_a_text_completion_is_answered_whole_and_streamed(upstream: Upstream) -> None:
+    call = call_of({"prompt": QUESTION}, "completion")
+
+    whole = msgspec.json.decode((await upstream.complete(call)).body)
+    chunks = await collected(await upstream.stream(call))
+
+    assert QUESTION in whole["choices"][0]["text"]
+    assert "".join(c["choices"][0]["text"] for c in chunks if c["choices"]) == whole["choices"][0]["text"]
+
+
+async def test_embeddings_have_one_unit_vector_a_text(upstream: Upstream) -> None:
+    call = call_of({"input": ["one", "two", "one"], "dimensions": 8}, "embedding")
+
+    rows = msgspec.json.decode((await upstream.complete(call)).body)["data"]
+
+    first, second, third = (row["embedding"] for row in rows)
+    assert first == third != second
+    assert sum(x * x for x in second) == pytest.approx(1.0)
+    assert len(second) == 8
+
+
+async def test_embeddings_in_base64_are_the_same_numbers(upstream: Upstream) -> None:
+    body = {"input": "one", "dimensions": 4}
+    numbers = msgspec.json.decode((await upstream.complete(call_of(body, "embedding"))).body)
+    packed = msgspec.json.decode(
+        (await upstream.complete(call_of({**body, "encoding_format": "base64"}, "embedding"))).body
+    )
+
+    unpacked = struct.unpack("<4f", base64.b64decode(packed["data"][0]["embedding"]))
+    assert list(unpacked) == pytest.approx(numbers["data"][0]["embedding"])
+
+
+async def test_a_hundred_calls_at_once_each_get_their_own_answer(upstream: Upstream) -> None:
+    async def ask(number: int) -> str:
+        call = chat(f"question {number} of many", stream=number % 2 == 0)
+        if number % 2 == 0:
+            return text_of(await collected(await upstream.stream(call)))
+        reply = msgspec.json.decode((await upstream.complete(call)).body)
+        return str(reply["choices"][0]["message"]["content"])
+
+    answers = await asyncio.gather(*map(ask, range(100)))
+
+    assert all(f"question {number} of many" in text for number, text in enumerate(answers))
+
+
+async def test_a_stream_can_be_closed_early_and_twice(upstream: Upstream) -> None:
+    stream = await upstream.stream(chat(stream=True))
+    first = await anext(aiter(stream))
+
+    await stream.close()
+    await stream.close()
+
+    assert json.loads(first)["object"] == "chat.completion.chunk"
+    assert [payload async for payload in stream] == []
+
+
+async def test_it_names_its_models(upstream: Upstream) -> None:
+    assert await upstream.models()
+
+
+async def test_it_can_be_closed_twice(upstream: Upstream) -> None:
+    await upstream.complete(chat())
+
+    await upstream.close()
+    await upstream.close()
+
+
+async def test_the_call_is_left_as_it_was(upstream: Upstream) -> None:
+    call = chat(model="renamed", stream=True, stream_options={"extra": 1})
+    before = json.dumps(call.body)
+
+    await collected(await upstream.stream(call))
+    await upstream.complete(call)
+
+    assert json.dumps(call.body) == before
+
+
+# The demo
+
+
+async def test_the_demo_says_what_it_is_and_how_to_get_a_real_one() -> None:
+    reply = msgspec.json.decode((await DemoUpstream().complete(chat("why " * 200, tools=[{"type": "function"}]))).body)
+
+    text = reply["choices"][0]["message"]["content"]
+    assert "demo upstream, not a language model" in text
+    assert "upstreams:" in text
+    assert "calls no tools" in text
+    assert "tool_calls" not in reply["choices"][0]["message"]
+    assert len(text) < 700
+
+
+async def test_the_demo_reads_the_text_parts_of_a_message() -> None:
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    call = call_of({"messages": [{"role": "user", "content": parts}]})
+
+    reply = msgspec.json.decode((await DemoUpstream().complete(call)).body)
+
+    assert "“What is this?”" in reply["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("body", [{"input": []}, {"input": 7}, {"input": "a", "dimensions": 0}])
+async def test_the_demo_refuses_embeddings_it_cannot_make(body: dict[str, Any]) -> None:
+    with pytest.raises(UpstreamError) as refused:
+        await DemoUpstream().complete(call_of(body, "embedding"))
+
+    assert refused.value.status == 400
+    assert refused.value.body is not None
+
+
+# What is sent
+
+
+async def test_bytes_go_out_as_they_came_when_nothing_changes(http: OpenAIUpstream, mock: Mock) -> None:
+    raw = b'{ "model": "m",\n  "temperature": 0.5, "messages": [{"role": "user", "content": "hi"}], "x_new": [1] }'
+
+    await http.complete(Call(operation="chat", model="m", body=json.loads(raw), raw=raw))
+
+    assert mock.report()["last"]["body"] == raw.decode()
+
+
+async def test_a_key_given_twice_is_sent_once_as_it_was_screened(http: OpenAIUpstream, mock: Mock) -> None:
+    raw = b'{"model": "m", "messages": [{"role": "user", "content": "bad", "content": "good"}]}'
+
+    await http.complete(Call(operation="chat", model="m", body=msgspec.json.decode(raw), raw=raw))
+
+    assert "bad" not in mock.report()["last"]["body"]
+    assert mock.sent()["messages"] == [{"role": "user", "content": "good"}]
+
+
+async def test_the_upstreams_model_replaces_the_clients_and_the_rest_stays(http: OpenAIUpstream, mock: Mock) -> None:
+    body = {"model": "alias", "messages": [{"role": "user", "content": "hi"}], "seed": 12345678901234567890}
+
+    await http.complete(Call(operation="chat", model="real", body=body, raw=json.dumps(body).encode()))
+
+    assert mock.sent() == {**body, "model": "real"}
+
+
+async def test_a_stream_asks_for_usage_and_keeps_the_clients_options(http: OpenAIUpstream, mock: Mock) -> None:
+    await collected(await http.stream(chat(stream=True, stream_options={"include_obfuscation": False})))
+
+    assert mock.sent()["stream_options"] == {"include_obfuscation": False, "include_usage": True}
+
+
+async def test_no_usage_is_asked_for_where_the_upstream_does_not_know_it(mock: Mock) -> None:
+    plain = OpenAIUpstream(name="it", base_url=mock.base_url, stream_usage=False)
+
+    chunks = await collected(await plain.stream(chat(stream=True)))
+    await plain.close()
+
+    assert "stream_options" not in mock.sent()
+    assert all(chunk["choices"] for chunk in chunks)
+
+
+async def test_a_whole_answer_to_a_stream_request_is_asked_for_as_such(http: OpenAIUpstream, mock: Mock) -> None:
+    await http.complete(chat(stream=True, stream_options={"include_usage": True}))
+
+    assert mock.sent().keys() == {"model", "messages"}
+
+
+async def test_headers_carry_the_key_and_what_the_policy_let_through(http: OpenAIUpstream, mock: Mock) -> None:
+    call = msgspec.structs.replace(chat(), headers=(("openai-beta", "x=1"),), authorization="Bearer the-clients-own")
+
+    await http.complete(call)
+
+    headers = mock.report()["last"]["headers"]
+    assert headers["authorization"] == f"Bearer {KEY}"
+    assert headers["openai-beta"] == "x=1"
+    assert headers["content-type"] == "application/json"
+    assert headers["accept-encoding"] == "identity"
+    assert "cookie" not in headers
+
+
+async def test_passthrough_sends_the_callers_credential_and_none_of_ours(mock: Mock) -> None:
+    through = OpenAIUpstream(name="it", base_url=mock.base_url, api_key=KEY, auth="passthrough")
+
+    await through.complete(msgspec.structs.replace(chat(), authorization="Bearer theirs"))
+    theirs = mock.report()["last"]["headers"].get("authorization")
+    await through.complete(chat())
+    none = mock.report()["last"]["headers"].get("authorization")
+    await through.close()
+
+    assert (theirs, none) == ("Bearer theirs", None)
+
+
+async def test_the_providers_request_id_and_limits_come_back_prefixed(http: OpenAIUpstream) -> None:
+    whole = await http.complete(chat())
+    stream = await http.stream(chat(stream=True))
+    await collected(stream)
+
+    assert whole.headers == (("x-upstream-request-id", "mock-1"), ("x-upstream-x-ratelimit-remaining-requests", "99"))
+    assert stream.headers[0] == ("x-upstream-request-id", "mock-2")
+
+
+async def test_the_environments_proxy_is_not_used(mock: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    direct = OpenAIUpstream(name="it", base_url=mock.base_url)
+
+    reply = await direct.complete(chat())
+    await direct.close()
+
+    assert reply.body
+
+
+@pytest.mark.parametrize("base_url", [None, "ftp://example.com", "example.com/v1", "http://"])
+def test_a_base_url_that_cannot_be_used_is_refused_at_start(base_url: str | None) -> None:
+    with pytest.raises(ConfigError, match=r"upstreams\.it\.base_url"):
+        OpenAIUpstream(name="it", base_url=base_url)
+
+
+# What can go wrong
+
+
+async def healthy(upstream: Upstream) -> bool:
+    whole = msgspec.json.decode((await upstream.complete(chat("and now?"))).body)
+    chunks = await collected(await upstream.stream(chat("and now?", stream=True)))
+    expected = answer("m", "and now?", TOKENS)
+    return bool(whole["choices"][0]["message"]["content"] == expected == text_of(chunks))
+
+
+async def asked(upstream: Upstream, *, streamed: bool) -> None:
+    if streamed:
+        await collected(await upstream.stream(chat(stream=True)))
+    else:
+        await upstream.complete(chat())
+
+
+def is_silent_about_secrets(error: UpstreamError) -> bool:
+    return not any(word in error.message for word in (KEY, QUESTION, "lighthouse", "the mock"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "status"),
+    [
+        ("500", "upstream_error", None),
+        ("429", "upstream_error", 429),
+        ("401", "upstream_error", None),
+        ("403", "upstream_error", None),
+        ("400", "upstream_error", 400),
+        ("html", "upstream_error", None),
+        ("redirect", "upstream_error", None),
+        ("malformed", "upstream_error", None),
+        ("empty", "upstream_error", None),
+        ("truncated", "upstream_error", None),
+        ("cut", "upstream_error", None),
+        ("huge", "upstream_error", None),
+        ("error_event", "upstream_error", None),
+        ("stall", "upstream_timeout", None),
+        ("stall_midway", "upstream_timeout", None),
+        ("slow_headers", "upstream_timeout", None),
+        ("endless", "upstream_timeout", None),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+async def test_a_fault_is_a_typed_error_and_passes(
+    fault: str, code: str, status: int | None, streamed: bool, http: OpenAIUpstream, mock: Mock
+) -> None:
+    mock.set(fault=fault, fault_times=1)
+
+    with pytest.raises(UpstreamError) as failed:
+        await asked(http, streamed=streamed)
+
+    assert (failed.value.code, failed.value.status) == (code, status)
+    assert is_silent_about_secrets(failed.value)
+    assert await healthy(http)
+    await mock.until(lambda report: report["open_streams"] == 0)
+
+
+async def test_the_providers_own_4xx_keeps_status_body_and_retry_after(http: OpenAIUpstream, mock: Mock) -> None:
+    mock.set(fault="429", fault_times=1)
+
+    with pytest.raises(UpstreamError) as refused:
+        await http.complete(chat())
+
+    assert refused.value.retry_after == "7"
+    assert json.loads(refused.value.body or b"")["error"]["type"] == "rate_limit_error"
+    assert ("x-upstream-request-id", "mock-1") in refused.value.headers
+
+
+@pytest.mark.parametrize("fault", ["401", "403"])
+async def test_refused_credentials_are_ours_to_mend(fault: str, http: OpenAIUpstream, mock: Mock) -> None:
+    mock.set(fault=fault, fault_times=1)
+
+    with pytest.raises(UpstreamError, match="refused its credentials; check api_key") as refused:
+        await http.complete(chat())
+
+    assert (refused.value.status, refused.value.body) == (None, None)
+
+
+@pytest.mark.parametrize(("fault", "usage"), [("no_done", True), ("no_usage", False), ("whole", True)])
+async def test_odd_streams_are_still_answers(fault: str, usage: bool, http: OpenAIUpstream, mock: Mock) -> None:
+    mock.set(fault=fault, fault_times=1)
+
+    chunks = await collected(await http.stream(chat(stream=True)))
+
+    assert text_of(chunks) == answer("m", QUESTION, TOKENS)
+    assert [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]][-1] == "stop"
+    assert any(chunk.get("usage") for chunk in chunks) is usage
+
+
+async def test_what_came_before_a_break_is_delivered(http: OpenAIUpstream, mock: Mock) -> None:
+    mock.set(fault="cut", fault_times=1)
+    stream = await http.stream(chat(stream=True))
+    seen: list[dict[str, Any]] = []
+
+    with pytest.raises(UpstreamError):
+        await read_into(seen, stream)
+
+    assert answer("m", QUESTION, TOKENS).startswith(text_of(seen))
+    assert len(seen) > 5
+
+
+async def test_tool_calls_come_whole_and_streamed(http: OpenAIUpstream) -> None:
+    call = chat(tools=[{"type": "function", "function": {"name": "find"}}], tool_choice="required", stream=True)
+
+    whole = msgspec.json.decode((await http.complete(call)).body)["choices"][0]
+    chunks = await collected(await http.stream(call))
+
+    wanted = whole["message"]["tool_calls"][0]["function"]
+    deltas = [tool for c in chunks for choice in c["choices"] for tool in choice["delta"].get("tool_calls", [])]
+    assert whole["finish_reason"] == "tool_calls"
+    assert deltas[0]["function"]["name"] == wanted["name"] == "find"
+    assert "".join(delta["function"]["arguments"] for delta in deltas) == wanted["arguments"]
+
+
+async def test_chunks_are_given_as_they_arrive(http: OpenAIUpstream, mock: Mock) -> None:
+    mock.set(chunk_delay=20, tokens=8)
+    arrivals = []
+
+    async for _ in await http.stream(chat(stream=True)):
+        arrivals.append(asyncio.get_running_loop().time())  # noqa: PERF401 - the time of each, not of the list
+
+    gaps = [later - earlier for earlier, later in pairwise(arrivals)]
+    assert len(gaps) >= 9
+    assert sum(gap > 0.01 for gap in gaps) >= len(gaps) - 2
+
+
+async def test_closing_a_stream_cancels_the_call_upstream(http: OpenAIUpstream, mock: Mock) -> None:
+    mock.set(fault="endless", fault_times=1)
+    stream = await http.stream(chat(stream=True))
+    await anext(aiter(stream))
+
+    await stream.close()
+
+    await mock.until(lambda report: report["cancelled"] == 1 and report["open_streams"] == 0)
+    assert await healthy(http)
+
+
+async def test_closing_a_stream_wakes_who_waits_for_its_next_chunk(http: OpenAIUpstream, mock: Mock) -> None:
+    mock.set(fault="stall_midway", fault_times=1)
+    stream = await http.stream(chat(stream=True))
+    seen: list[dict[str, Any]] = []
+    reading = asyncio.create_task(read_into(seen, stream))
+    await mock.until(lambda _: len(seen) >= TOKENS // 2)
+
+    await stream.close()
+
+    with pytest.raises(UpstreamError):
+        await reading
+    await mock.until(lambda report: report["cancelled"] == 1)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+async def test_cancelling_a_call_that_waits_for_headers_cancels_it_upstream(
+    streamed: bool, mock: Mock, http: OpenAIUpstream
+) -> None:
+    mock.set(fault="stall", fault_times=1)
+    call = asyncio.create_task(asked(http, streamed=streamed))
+    await mock.until(lambda report: report["requests"].get("/v1/chat/completions") == 1)
+
+    call.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await mock.until(lambda report: report["cancelled"] == 1, within=0.2)
+    assert await healthy(http)
+
+
+async def test_a_refused_connection_is_unavailable() -> None:
+    nobody = OpenAIUpstream(name="it", base_url=f"http://127.0.0.1:{free_port()}/v1")
+
+    with pytest.raises(UpstreamError) as failed:
+        await nobody.complete(chat())
+    await nobody.close()
+
+    assert failed.value.code == "upstream_unavailable"
+
+
+async def test_a_host_that_is_not_known_is_unavailable() -> None:
+    nobody = OpenAIUpstream(name="it", base_url="http://nobody.invalid/v1")
+
+    with pytest.raises(UpstreamError, match="check base_url") as failed:
+        await nobody.complete(chat())
+    await nobody.close()
+
+    assert failed.value.code == "upstream_unavailable"
+
+
+async def test_what_is_not_http_is_an_upstream_error() -> None:
+    async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"220 smtp.example.com ready\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(nonsense, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        wrong = OpenAIUpstream(name="it", base_url=f"http://127.0.0.1:{port}/v1")
+        with pytest.raises(UpstreamError) as failed:
+            await wrong.complete(chat())
+        await wrong.close()
+
+    assert failed.value.code == "upstream_error"
+
+
+async def test_a_kept_connection_that_was_closed_is_replaced() -> None:
+    connections = 0
+
+    async def one_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"}")
+        body = b'{"choices": []}'
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 15\r\n\r\n" + body)
+        await writer.drain()
+        writer.close()  # though it never said so
+
+    async with await asyncio.start_server(one_answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        there = OpenAIUpstream(name="it", base_url=f"http://127.0.0.1:{port}/v1")
+        for _ in range(5):
+            await there.complete(call_of({}))
+            await asyncio.sleep(0.01)  # the closing has to arrive
+        await there.close()
+
+    assert connections == 5
+
+
+async def test_streams_that_ended_leave_their_connection_to_the_next(mock: Mock) -> None:
+    connections = 0
+    upstream_port = int(mock.base_url.split(":")[2].split("/")[0])
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while piece := await reader.read(65_536):
+            writer.write(piece)
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        onward = await asyncio.open_connection("127.0.0.1", upstream_port)
+        await asyncio.gather(pump(reader, onward[1]), pump(onward[0], writer))
+
+    async with await asyncio.start_server(relay, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        there = OpenAIUpstream(name="it", base_url=f"http://127.0.0.1:{port}/v1")
+        for _ in range(5):
+            await collected(await there.stream(chat(stream=True)))
+        await there.close()
+
+    assert connections == 1
+
+
+async def test_tls_is_trusted_by_ca_file_and_by_nothing_else(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    certificate = authority.issue_cert("localhost")
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    port = free_port()
+    start = "from service.bench.mock_upstream import run; import sys; "
+    start += "run(port=int(sys.argv[1]), certfile=sys.argv[2], keyfile=sys.argv[3])"
+    command = [sys.executable, "-c", start, str(port), str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")]
+
+    with running(command, port=port, log=tmp_path / "log"):
+        url = f"https://localhost:{port}/v1"
+        trusting = OpenAIUpstream(name="it", base_url=url, ca_file=str(tmp_path / "ca.pem"))
+        doubting = OpenAIUpstream(name="it", base_url=url)
+        reply = await trusting.complete(chat())
+        with pytest.raises(UpstreamError, match="not trusted") as failed:
+            await doubting.complete(chat())
+        await trusting.close()
+        await doubting.close()
+
+    assert QUESTION in reply.body.decode()
+    assert failed.value.code == "upstream_unavailable"
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_ca_file_that_cannot_be_used_is_refused_at_start(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+
+    with pytest.raises(ConfigError, match=r"upstreams\.it\.ca_file"):
+        OpenAIUpstream(name="it", base_url="https://localhost/v1", ca_file=str(path))
+
+
+def test_a_process_may_end_with_calls_in_flight(mock: Mock) -> None:
+    program = f"""
+import asyncio
+from backends.upstream.base import Call
+from backends.upstream.openai import OpenAIUpstream
+
+async def main():
+    upstream = OpenAIUpstream(name="it", base_url={mock.base_url!r})
+    body = {{"model": "fault:stall", "messages": []}}
+    calls = [asyncio.ensure_future(upstream.complete(Call("chat", "fault:stall", body, None))) for _ in range(20)]
+    await asyncio.sleep(0.2)
+
+asyncio.run(main())
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=20, check=False)  # noqa: S603
+
+    assert ended.returncode == 0
