@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
-import yarl
 
 from backends.upstream.base import Call, ChunkStream, Reply
 from backends.upstream.sse import EventReader, EventTooLong
@@ -17,7 +16,7 @@ Headers = tuple[tuple[str, str], ...]
 
 DEFAULT_BASE_URLS = {"openai": "https://api.openai.com/v1"}
 
-_PATHS: dict[Operation, str] = {"chat": "chat/completions", "completion": "completions", "embedding": "embeddings"}
+_PATHS: dict[Operation, str] = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
 _REQUEST_IDS = frozenset({"x-request-id", "request-id", "anthropic-request-id", "apim-request-id"})
 _RATE_LIMITS = ("x-ratelimit-", "ratelimit", "anthropic-ratelimit-")
 _NOT_A_STREAM = ("text/html", "image/", "audio/", "video/", "multipart/")
@@ -58,9 +57,9 @@ class OpenAIUpstream:
     ) -> None:
         self.name = name
         self.provider = provider
-        base = _base_url(name, base_url or DEFAULT_BASE_URLS.get(provider))
-        self._urls = {operation: base / path for operation, path in _PATHS.items()}
-        self._models_url = base / "models"
+        base_url = base_url or DEFAULT_BASE_URLS.get(provider)
+        if base_url is None:
+            raise ConfigError(f"upstreams.{name}.base_url: is needed, for example http://127.0.0.1:11434/v1")
         self._passthrough = auth == "passthrough"
         self._max = max_answer_bytes
         self._stream_usage = stream_usage
@@ -71,6 +70,7 @@ class OpenAIUpstream:
         self._stream_headers = {**json, "accept": "text/event-stream", **given, **own}
         self._transport = Transport(
             name=name,
+            base_url=base_url,
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
             total_timeout=total_timeout,
@@ -99,7 +99,7 @@ class OpenAIUpstream:
 
     async def models(self) -> Sequence[str]:
         """Asks with the upstream's own key; with `auth: passthrough` there is none to ask with."""
-        answer = await self._transport.send("GET", self._models_url, self._headers, None)
+        answer = await self._transport.send("GET", "/models", self._headers, None)
         if not 200 <= answer.status < 300:
             raise await _refusal(answer, self.name)
         body = await answer.read(self._max)
@@ -115,7 +115,7 @@ class OpenAIUpstream:
         headers = {**dict(call.headers), **base} if call.headers else base
         if self._passthrough and call.authorization is not None:
             headers = {**headers, "authorization": call.authorization}
-        answer = await self._transport.send("POST", self._urls[call.operation], headers, body)
+        answer = await self._transport.send("POST", _PATHS[call.operation], headers, body)
         if not 200 <= answer.status < 300:
             raise await _refusal(answer, self.name)
         return answer
@@ -258,18 +258,6 @@ _WHOLE: dict[Operation, msgspec.json.Decoder[_WholeChat] | msgspec.json.Decoder[
 }
 
 
-def _base_url(name: str, base_url: str | None) -> yarl.URL:
-    if base_url is None:
-        raise ConfigError(f"upstreams.{name}.base_url: is needed, for example http://127.0.0.1:11434/v1")
-    try:
-        url = yarl.URL(base_url)
-    except ValueError as error:
-        raise ConfigError(f"upstreams.{name}.base_url: is no URL") from error
-    if url.scheme not in {"http", "https"} or not url.host:
-        raise ConfigError(f"upstreams.{name}.base_url: must start with http:// or https:// and name a host")
-    return url
-
-
 def _whole_changes(call: Call) -> dict[str, Any]:
     """What must differ from the client's body, by field; None takes a field out."""
     changes: dict[str, Any] = {}
@@ -383,8 +371,7 @@ async def _refusal(answer: Answer, name: str) -> UpstreamError:
 def _returned(headers: Mapping[str, str]) -> Headers:
     """The provider's headers that callers get: its request id and its rate limits."""
     kept = []
-    for given, value in headers.items():
-        key = given.lower()
+    for key, value in headers.items():
         if key in _REQUEST_IDS:
             kept.append(("x-upstream-request-id", value))
         elif key.startswith(_RATE_LIMITS):

@@ -3,20 +3,23 @@
 import asyncio
 import base64
 import json
+import re
 import struct
 import subprocess
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
 import trustme
 
-from backends.upstream.base import Call, ChunkStream, Upstream
+from backends.upstream.base import Call, ChunkStream, Reply, Upstream
 from backends.upstream.demo import DemoUpstream
 from backends.upstream.openai import OpenAIUpstream
 from models.errors import ConfigError, UpstreamError
@@ -559,71 +562,190 @@ async def test_a_host_that_is_not_known_is_unavailable() -> None:
     assert failed.value.code == "upstream_unavailable"
 
 
-async def test_what_is_not_http_is_an_upstream_error() -> None:
-    async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"220 smtp.example.com ready\r\n\r\n")
-        writer.close()
+ANSWERED = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 15\r\n\r\n" + b'{"choices": []}'
 
-    async with await asyncio.start_server(nonsense, "127.0.0.1", 0) as server:
+
+class Scripted:
+    """A server that gives the same bytes to every request and counts its connections."""
+
+    def __init__(self, reply: bytes, *, keep_open: bool = True) -> None:
+        self.connections = 0
+        self.requests: list[bytes] = []
+        self._reply = reply
+        self._keep_open = keep_open
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = re.search(rb"content-length: (\d+)", head)
+                self.requests.append(head + await reader.readexactly(int(length[1]) if length else 0))
+                writer.write(self._reply)
+                await writer.drain()
+                if not self._keep_open:
+                    break
+        except asyncio.IncompleteReadError:
+            pass  # the client is done
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(
+    handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], **options: Any
+) -> AsyncIterator[OpenAIUpstream]:
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        wrong = OpenAIUpstream(name="it", base_url=f"http://127.0.0.1:{port}/v1")
+        there = OpenAIUpstream(name="it", base_url=f"http://127.0.0.1:{port}/v1", **options)
+        try:
+            yield there
+        finally:
+            await there.close()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"220 smtp.example.com ready\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx: " + b"a" * 100_000,
+        b"HTTP/1.1 200 OK\r\n" + b"x: aaaaaaaaaa\r\n" * 10_000,
+        b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n",
+    ],
+    ids=["no HTTP", "long header", "many headers", "upgrade", "two lengths", "no chunk"],
+)
+async def test_what_is_not_http_as_it_should_be_is_an_upstream_error(reply: bytes) -> None:
+    async with serving(Scripted(reply), read_timeout=0.5) as there:
         with pytest.raises(UpstreamError) as failed:
-            await wrong.complete(chat())
-        await wrong.close()
+            await there.complete(chat())
 
     assert failed.value.code == "upstream_error"
 
 
+async def test_a_hangup_without_an_answer_is_not_tried_again() -> None:
+    server = Scripted(b"", keep_open=False)
+
+    async with serving(server) as there:
+        with pytest.raises(UpstreamError, match="without an answer") as failed:
+            await there.complete(chat())
+
+    assert failed.value.code == "upstream_error"
+    assert server.connections == 1
+
+
+async def test_an_interim_answer_is_passed_over() -> None:
+    async with serving(Scripted(b"HTTP/1.1 103 Early Hints\r\nx-request-id: no\r\n\r\n" + ANSWERED)) as there:
+        reply = await there.complete(chat())
+
+    assert (reply.body, reply.headers) == (b'{"choices": []}', ())
+
+
+async def test_a_body_without_a_length_ends_with_its_connection() -> None:
+    reply = b'HTTP/1.1 200 OK\r\n\r\n{"choices": []}'
+
+    async with serving(Scripted(reply, keep_open=False)) as there:
+        assert (await there.complete(chat())).body == b'{"choices": []}'
+
+
+async def test_calls_one_after_another_share_a_connection() -> None:
+    server = Scripted(ANSWERED)
+
+    async with serving(server) as there:
+        for _ in range(5):
+            await there.complete(chat())
+
+    assert (server.connections, len(server.requests)) == (1, 5)
+
+
 async def test_a_kept_connection_that_was_closed_is_replaced() -> None:
-    connections = 0
+    server = Scripted(ANSWERED, keep_open=False)  # though it does not say so
 
-    async def one_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
-        await reader.readuntil(b"}")
-        body = b'{"choices": []}'
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 15\r\n\r\n" + body)
-        await writer.drain()
-        writer.close()  # though it never said so
-
-    async with await asyncio.start_server(one_answer, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        there = OpenAIUpstream(name="it", base_url=f"http://127.0.0.1:{port}/v1")
+    async with serving(server) as there:
         for _ in range(5):
-            await there.complete(call_of({}))
-            await asyncio.sleep(0.01)  # the closing has to arrive
+            await there.complete(chat())
+            await asyncio.sleep(0.01)  # the end of the connection has to arrive
+
+    assert server.connections == 5
+
+
+@pytest.mark.parametrize("more", [ANSWERED, b"\r\nHTTP/1.1 200 OK\r\n", b"x"])
+async def test_what_comes_after_an_answer_never_answers_another_call(more: bytes) -> None:
+    server = Scripted(ANSWERED + more)
+
+    async with serving(server) as there:
+        results = [await asyncio.gather(there.complete(chat()), return_exceptions=True) for _ in range(3)]
+
+    assert server.connections == 3
+    assert all(isinstance(result, UpstreamError | Reply) for [result] in results)
+    assert {result.body for [result] in results if isinstance(result, Reply)} <= {b'{"choices": []}'}
+
+
+async def test_streams_that_ended_leave_their_connection_to_the_next() -> None:
+    events = b'data: {"choices": [{"index": 0, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    server = Scripted(head + b"%x\r\n%s\r\n0\r\n\r\n" % (len(events), events))
+
+    async with serving(server) as there:
+        for _ in range(5):
+            assert len(await collected(await there.stream(chat(stream=True)))) == 1
+
+    assert server.connections == 1
+
+
+async def test_a_slow_reader_makes_the_upstream_wait(mock: Mock) -> None:
+    patient = OpenAIUpstream(name="it", base_url=mock.base_url, read_timeout=0.2)
+    mock.set(fault="huge", fault_times=1)
+    stream = await patient.stream(chat(stream=True))
+
+    first = await anext(aiter(stream))
+    await asyncio.sleep(0.5)  # longer than the upstream may be silent, which it is not
+    second = await anext(aiter(stream))
+    await stream.close()
+    await patient.close()
+
+    assert json.loads(first)["id"] == json.loads(second)["id"]
+
+
+async def test_a_large_body_goes_out_whole(http: OpenAIUpstream, mock: Mock) -> None:
+    await http.complete(chat("word " * 200_000))
+
+    assert len(mock.report()["last"]["body"]) > 1_000_000
+
+
+async def test_a_header_with_a_line_end_is_not_sent(http: OpenAIUpstream, mock: Mock) -> None:
+    call = msgspec.structs.replace(chat(), headers=(("openai-beta", "x\r\nx-smuggled: 1"),))
+
+    with pytest.raises(UpstreamError, match="line end"):
+        await http.complete(call)
+
+    assert mock.report()["requests"] == {}
+
+
+async def test_a_proxy_of_plain_http_is_told_the_whole_address() -> None:
+    proxy = Scripted(ANSWERED)
+    async with await asyncio.start_server(proxy, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        there = OpenAIUpstream(
+            name="it", base_url="http://models.invalid/v1", proxy=f"http://me:secret@127.0.0.1:{port}"
+        )
+        await there.complete(chat())
         await there.close()
 
-    assert connections == 5
+    head = proxy.requests[0].decode()
+    assert head.startswith("POST http://models.invalid/v1/chat/completions HTTP/1.1\r\nhost: models.invalid\r\n")
+    assert "proxy-authorization: Basic bWU6c2VjcmV0\r\n" in head
 
 
-async def test_streams_that_ended_leave_their_connection_to_the_next(mock: Mock) -> None:
-    connections = 0
-    upstream_port = int(mock.base_url.split(":")[2].split("/")[0])
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while piece := await reader.read(65_536):
-            writer.write(piece)
-        writer.close()
-
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
-        onward = await asyncio.open_connection("127.0.0.1", upstream_port)
-        await asyncio.gather(pump(reader, onward[1]), pump(onward[0], writer))
-
-    async with await asyncio.start_server(relay, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        there = OpenAIUpstream(name="it", base_url=f"http://127.0.0.1:{port}/v1")
-        for _ in range(5):
-            await collected(await there.stream(chat(stream=True)))
-        await there.close()
-
-    assert connections == 1
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "127.0.0.1:3128"])
+def test_a_proxy_that_cannot_be_used_is_refused_at_start(proxy: str) -> None:
+    with pytest.raises(ConfigError, match=r"upstreams\.it\.proxy"):
+        OpenAIUpstream(name="it", base_url="http://localhost/v1", proxy=proxy)
 
 
-async def test_tls_is_trusted_by_ca_file_and_by_nothing_else(tmp_path: Path) -> None:
+@pytest.fixture
+def tls_mock(tmp_path: Path) -> Iterator[str]:
+    """The base URL of a mock that speaks TLS; its authority is in `ca.pem`."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     certificate = authority.issue_cert("localhost")
@@ -633,19 +755,62 @@ async def test_tls_is_trusted_by_ca_file_and_by_nothing_else(tmp_path: Path) -> 
     start = "from service.bench.mock_upstream import run; import sys; "
     start += "run(port=int(sys.argv[1]), certfile=sys.argv[2], keyfile=sys.argv[3])"
     command = [sys.executable, "-c", start, str(port), str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")]
-
     with running(command, port=port, log=tmp_path / "log"):
-        url = f"https://localhost:{port}/v1"
-        trusting = OpenAIUpstream(name="it", base_url=url, ca_file=str(tmp_path / "ca.pem"))
-        doubting = OpenAIUpstream(name="it", base_url=url)
-        reply = await trusting.complete(chat())
-        with pytest.raises(UpstreamError, match="not trusted") as failed:
-            await doubting.complete(chat())
-        await trusting.close()
-        await doubting.close()
+        yield f"https://localhost:{port}/v1"
 
-    assert QUESTION in reply.body.decode()
+
+async def test_tls_is_trusted_by_ca_file_and_by_nothing_else(tls_mock: str, tmp_path: Path) -> None:
+    trusting = OpenAIUpstream(name="it", base_url=tls_mock, ca_file=str(tmp_path / "ca.pem"))
+    doubting = OpenAIUpstream(name="it", base_url=tls_mock)
+
+    replies = [await trusting.complete(chat()) for _ in range(3)]
+    with pytest.raises(UpstreamError, match="not trusted") as failed:
+        await doubting.complete(chat())
+    await trusting.close()
+    await doubting.close()
+
+    assert all(QUESTION in reply.body.decode() for reply in replies)
     assert failed.value.code == "upstream_unavailable"
+
+
+@pytest.mark.parametrize("admitted", [True, False])
+async def test_tls_goes_through_a_proxy_as_a_tunnel(tls_mock: str, tmp_path: Path, admitted: bool) -> None:
+    asked: list[bytes] = []
+
+    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        if admitted:
+            there = await asyncio.open_connection("127.0.0.1", urlsplit(tls_mock).port)
+            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            await asyncio.gather(pump(reader, there[1]), pump(there[0], writer))
+        else:
+            writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n")
+            writer.close()
+
+    async with await asyncio.start_server(tunnel, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        proxy = f"http://127.0.0.1:{port}"
+        there = OpenAIUpstream(name="it", base_url=tls_mock, ca_file=str(tmp_path / "ca.pem"), proxy=proxy)
+        [result] = await asyncio.gather(there.complete(chat()), return_exceptions=True)
+        await there.close()
+
+    assert asked[0].startswith(b"CONNECT localhost:")
+    if admitted:
+        assert isinstance(result, Reply)
+        assert QUESTION in result.body.decode()
+    else:
+        assert isinstance(result, UpstreamError)
+        assert (result.code, "407" in result.message) == ("upstream_unavailable", True)
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while piece := await reader.read(65_536):
+            writer.write(piece)
+    except ConnectionError:
+        pass  # the end of either side ends both
+    finally:
+        writer.close()
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
