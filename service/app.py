@@ -63,15 +63,15 @@ class App:
             await self._models(path, endpoint, scope, send)
         elif (plain := self._plain.get(scope["path"])) is not None and scope["method"] in ("GET", "HEAD"):
             await plain(scope, receive, send)
-        elif path.startswith(("/v1/", "/e/")):
+        elif path.startswith("/v1/") or scope["path"].startswith("/e/"):
             await _refuse(send, RequestError(f"nothing is served at {path}", code="not_found"))
         else:
             await self._management(scope, receive, send)
 
     async def _models(self, path: str, endpoint: str, scope: Scope, send: Send) -> None:
         state = self._runtime.state
-        if scope["method"] != "GET":
-            await _refuse(send, RequestError(f"{path} takes GET", code="method_not_allowed"), (b"allow", b"GET"))
+        if scope["method"] not in ("GET", "HEAD"):
+            await _refuse(send, RequestError(f"{path} takes GET", code="method_not_allowed"), (b"allow", b"GET, HEAD"))
             return
         try:
             context = state.gateway.authenticate(
