@@ -60,14 +60,18 @@ def identify(
 ) -> Caller:
     """Who asks. Raises `AccessError` for a virtual key that is unknown, expired or revoked, or for none where one
     is required. A credential that is no virtual key makes nobody known."""
-    foreign = None
+    # A caller of a passthrough upstream may send both, in either order.
+    secret = foreign = None
     for credential in credentials(headers):
         if credential.startswith(PREFIX):
-            key = keyring.find(digest(credential))
-            if key is None or key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
-                raise AccessError("this key is unknown, expired or revoked; make one with: keepgate keys create")
-            return Caller(partition=_partition(key, scope), key=key, credential=foreign)
-        foreign = foreign or credential
+            secret = secret or credential
+        else:
+            foreign = foreign or credential
+    if secret is not None:
+        key = keyring.find(digest(secret))
+        if key is None or key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
+            raise AccessError("this key is unknown, expired or revoked; make one with: keepgate keys create")
+        return Caller(partition=_partition(key, scope), key=key, credential=foreign)
     if required:
         raise AccessError(
             "a Keepgate key is required: send it as Authorization: Bearer kg-...; make one with: keepgate keys create"

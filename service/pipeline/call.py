@@ -30,6 +30,8 @@ async def call(
     answered and how long that took.
     """
     headers = forwarded(context.headers)
+    credential = context.caller.credential
+    authorization = None if credential is None else f"Bearer {credential}"
     for number, target in enumerate(targets, start=1):
         upstream = upstreams[target.upstream]
         if request.operation not in upstream.capabilities:
@@ -38,7 +40,7 @@ async def call(
         started = time.perf_counter()
         outcome = "ok"
         try:
-            asked = Call(request.operation, target.model, request.body, request.raw, headers, context.caller.credential)
+            asked = Call(request.operation, target.model, request.body, request.raw, headers, authorization)
             return await (upstream.stream(asked) if request.stream else upstream.complete(asked))
         except UpstreamError as error:
             outcome = error.code
