@@ -130,7 +130,7 @@ class _Chunk(msgspec.Struct, gc=False):
     """As much of a chunk as tells where the stream stands; decoding it proves that the rest is JSON."""
 
     choices: list[_Choice] | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 class _Chunks:
@@ -195,7 +195,7 @@ class _Chunks:
     def _note(self, payload: bytes) -> None:
         try:
             chunk = self._decoder.decode(payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             # No cause: it may quote the payload.
             raise self._broken("had a chunk that is not the JSON it should be") from None
         if chunk.error is not None:
@@ -234,12 +234,12 @@ class _Replayed:
 
 class _WholeChat(msgspec.Struct, gc=False):
     choices: list[msgspec.Raw]
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 class _WholeEmbedding(msgspec.Struct, gc=False):
     data: list[msgspec.Raw]
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 class _Model(msgspec.Struct):
@@ -301,7 +301,7 @@ def _body(call: Call, changes: dict[str, Any]) -> bytes:
 def _compact(raw: bytes) -> bytes:
     try:
         return msgspec.json.format(raw, indent=-1)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return b""
 
 
@@ -310,7 +310,7 @@ def _check_whole(body: bytes, operation: Operation, name: str) -> None:
         if not body.isascii():
             body.decode()
         whole = _WHOLE[operation].decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         # No cause: it may quote the body.
         raise UpstreamError(f"the upstream {name!r} answered with something that is no {operation} reply") from None
     if whole.error is not None:
@@ -357,7 +357,7 @@ async def _refusal(answer: Answer, name: str) -> UpstreamError:
         body = await answer.read(_MAX_ERROR_BYTES)
         msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         body.decode()
-    except (UpstreamError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (UpstreamError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         body = None  # the status says enough
     return UpstreamError(
         f"the upstream {name!r} answered with status {status}",

@@ -7,6 +7,7 @@ docs/decisions/0001-http-client.md says why no client library does it.
 
 import asyncio
 import base64
+import re
 import ssl
 from collections import deque
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ _LINGER = 0.05
 # Bytes that may wait for a slow reader before the upstream is made to wait.
 _HIGH_WATER = 256 * 1024
 _MAX_HEADER_BYTES = 64 * 1024
+_VISIBLE = re.compile(r"[!-~]+")
 
 
 class Transport:
@@ -439,7 +441,7 @@ def _http_url(url: str, setting: str, *, schemes: tuple[str, ...]) -> SplitResul
     expected = f"{setting}: must start with {' or '.join(f'{scheme}://' for scheme in schemes)} and name a host"
     try:
         parts = urlsplit(url)
-        if parts.scheme not in schemes or not parts.hostname or not url.isascii() or parts.port == 0:
+        if parts.scheme not in schemes or not parts.hostname or parts.port == 0 or not _VISIBLE.fullmatch(url):
             raise ConfigError(expected)
     except ValueError as error:
         raise ConfigError(expected) from error

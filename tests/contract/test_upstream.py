@@ -368,7 +368,7 @@ async def test_the_environments_proxy_is_not_used(mock: Mock, monkeypatch: pytes
     assert reply.body
 
 
-@pytest.mark.parametrize("base_url", [None, "ftp://example.com", "example.com/v1", "http://"])
+@pytest.mark.parametrize("base_url", [None, "ftp://example.com", "example.com/v1", "http://", "http://a b/v1"])
 def test_a_base_url_that_cannot_be_used_is_refused_at_start(base_url: str | None) -> None:
     with pytest.raises(ConfigError, match=r"upstreams\.it\.base_url"):
         OpenAIUpstream(name="it", base_url=base_url)
@@ -639,6 +639,25 @@ async def test_an_interim_answer_is_passed_over() -> None:
         reply = await there.complete(chat())
 
     assert (reply.body, reply.headers) == (b'{"choices": []}', ())
+
+
+async def test_an_error_that_is_null_is_none() -> None:
+    body = b'{"error": null, "choices": []}'
+    reply = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+
+    async with serving(Scripted(reply)) as there:
+        assert (await there.complete(chat())).body == body
+
+
+async def test_an_answer_too_deep_to_decode_is_an_upstream_error() -> None:
+    body = b'{"choices": [' + b"[" * 50_000 + b"]" * 50_000 + b"]}"
+    reply = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+
+    async with serving(Scripted(reply)) as there:
+        with pytest.raises(UpstreamError) as failed:
+            await there.complete(chat())
+
+    assert failed.value.code == "upstream_error"
 
 
 async def test_a_body_without_a_length_ends_with_its_connection() -> None:
