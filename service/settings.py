@@ -1,0 +1,849 @@
+"""The configuration: one YAML 1.2 file and the environment, read into a frozen tree.
+
+Durations are seconds, sizes bytes. docs/configuration.md has the same fields for people.
+"""
+
+import difflib
+import ipaddress
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_args
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, Strict, ValidationError
+
+from backends import registry
+from models.errors import ConfigError
+
+_MAX_FILE = 1024 * 1024
+_MAX_DEPTH = 32
+_MAX_VALUES = 100_000
+_TEN_YEARS = 3650 * 86400.0
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ms|s|m|h|d)")
+_BYTES = {"b": 1, "kb": 1024, "mb": 1024**2, "gb": 1024**3, "tb": 1024**4}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?B)", re.IGNORECASE)
+_INTEGER = re.compile(r"[-+]?[0-9]{1,64}|0o[0-7]{1,64}|0x[0-9a-fA-F]{1,64}")
+_NUMBER = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_REFERENCE = re.compile(r"env\.([A-Za-z_][A-Za-z0-9_]*)")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# They belong to the connection, which is the transport's.
+_CONNECTION_HEADERS = frozenset({"connection", "content-length", "host", "te", "transfer-encoding", "upgrade"})
+
+
+class _FromEnvironment(str):
+    """A value out of the environment: text that becomes a number or a boolean where the field is one."""
+
+    __slots__ = ()
+
+
+def _typed(value: object) -> object:
+    return _plain_scalar(value) if isinstance(value, _FromEnvironment) else value
+
+
+def _duration(value: object) -> object:
+    value = _typed(value)
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value)):
+        value = float(match[1]) * _SECONDS[match[2]]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _TEN_YEARS:
+        raise ValueError(
+            "must be a duration of at most 3650d, such as 500ms, 30s, 10m, 1h or 7d, or a number of seconds"
+        )
+    return float(value)
+
+
+def _size(value: object) -> object:
+    value = _typed(value)
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
+        value = int(float(match[1]) * _BYTES[match[2].lower()])
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError("must be a size such as 512KB, 10MB or 1GB, or a number of bytes")
+    return value
+
+
+def _one_or_more(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError(
+            "must be at most 100 letters, digits, '.', '_' or '-', the first a letter or a digit: it is part of URLs"
+        )
+    return value
+
+
+def _text(value: str) -> str:
+    if not value.strip() or not value.isprintable():
+        raise ValueError("must not be empty or hold control characters")
+    return value
+
+
+def _secret(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if not text.strip() or not text.isprintable():
+        raise ValueError("must not be empty or hold control characters")
+    return value
+
+
+def _file(value: Path) -> Path:
+    if str(value) in ("", ".") or not str(value).isprintable():
+        raise ValueError("must be a path without control characters")
+    return value
+
+
+def _located(url: str, *schemes: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0 and url.isprintable()
+    except ValueError:  # brackets or a port that cannot be read
+        return False
+
+
+def _url(value: str) -> str:
+    if not _located(value, "http", "https"):
+        raise ValueError("must be a URL that starts with http:// or https:// and names a host")
+    parts = urlsplit(value)
+    if parts.query or parts.fragment:
+        raise ValueError("must be a URL without query and fragment")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not hold credentials: they belong in api_key")
+    return value.rstrip("/")
+
+
+def _proxy(value: str) -> str:
+    if not _located(value, "http", "https"):
+        raise ValueError("must be a URL that starts with http:// or https:// and names a host")
+    return value
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    url = value.get_secret_value()
+    if not url.startswith("unix:///") and not _located(url, "redis", "rediss"):
+        raise ValueError("must be a URL that starts with redis://, rediss:// or unix:///")
+    return value
+
+
+def _origin(value: str) -> str:
+    if value != "*" and not (_located(value, "http", "https") and value.count("/") == 2):
+        raise ValueError("must be an origin such as https://app.example.com, without a path, or '*'")
+    return value
+
+
+def _headers(value: dict[str, str]) -> dict[str, str]:
+    for name, text in value.items():
+        if not _HEADER_NAME.fullmatch(name) or name.lower() in _CONNECTION_HEADERS:
+            raise ValueError(f"{name!r} is not a header that can be set")
+        if not text.isprintable() or not text.isascii():
+            raise ValueError(f"the value of {name!r} must be printable ASCII")
+    return value
+
+
+Boolean = Annotated[bool, Strict(), BeforeValidator(_typed)]
+Integer = Annotated[int, Strict(), BeforeValidator(_typed)]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False), BeforeValidator(_typed)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Duration = Annotated[float, BeforeValidator(_duration)]
+Period = Annotated[Duration, Field(gt=0)]
+Size = Annotated[int, BeforeValidator(_size)]
+Text = Annotated[str, AfterValidator(_text)]
+Name = Annotated[str, AfterValidator(_name)]
+Secret = Annotated[SecretStr, AfterValidator(_secret)]
+File = Annotated[Path, AfterValidator(_file)]
+Url = Annotated[str, AfterValidator(_url)]
+Origin = Annotated[str, AfterValidator(_origin)]
+Directions = Annotated[
+    tuple[Literal["input", "output", "tool_args", "tool_result"], ...],
+    BeforeValidator(_one_or_more),
+    Field(min_length=1),
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class TlsSettings(_Section):
+    cert: File
+    key: File
+
+
+class ServerSettings(_Section):
+    host: Text = "127.0.0.1"
+    port: Annotated[Integer, Field(ge=0, le=65535)] = 8080
+    workers: Annotated[Integer, Field(ge=1, le=256)] = 1
+    max_body: Annotated[Size, Field(ge=1024)] = 10 * 1024**2
+    body_timeout: Period = 30.0
+    drain: Duration = 30.0
+    tls: TlsSettings | None = None
+    cors_origins: tuple[Origin, ...] = ()
+
+
+class StorageSettings(_Section):
+    path: File = Path("keepgate-data")
+
+
+class ExactCacheSettings(_Section):
+    store: Text = "lmdb"
+    max_size: Annotated[Size, Field(ge=1024**2)] = 1024**3
+    deadline: Period = 0.05
+
+
+class VectorCacheSettings(_Section):
+    """`deadline` covers the embedding and the search together."""
+
+    store: Text = "faiss"
+    max_entries: Annotated[Integer, Field(ge=1)] = 1_000_000
+    deadline: Period = 0.25
+
+
+class EmbedderSettings(_Section):
+    kind: Text = "onnx"
+    model: Text = "all-MiniLM-L6-v2"
+    path: File | None = None
+    base_url: Url | None = None
+    api_key: Secret | None = None
+    dimensions: Annotated[Integer, Field(ge=1, le=65536)] | None = None
+
+
+class CacheSettings(_Section):
+    exact: ExactCacheSettings = ExactCacheSettings()
+    vector: VectorCacheSettings = VectorCacheSettings()
+    embedder: EmbedderSettings = EmbedderSettings()
+
+
+class SentinelSettings(_Section):
+    hosts: Annotated[tuple[Text, ...], Field(min_length=1)]
+    master: Text
+
+
+class RedisSettings(_Section):
+    """The URL may hold a password."""
+
+    url: Annotated[SecretStr, AfterValidator(_redis_url)] = SecretStr("redis://127.0.0.1:6379/0")
+    sentinel: SentinelSettings | None = None
+    cluster: Boolean = False
+
+
+class QdrantSettings(_Section):
+    url: Url = "http://127.0.0.1:6333"
+    api_key: Secret | None = None
+
+
+class UpstreamSettings(_Section):
+    name: Name
+    provider: Text
+    base_url: Url | None = None
+    api_key: Secret | None = None
+    auth: Literal["key", "passthrough"] = "key"
+    connect_timeout: Period = 5.0
+    read_timeout: Period = 60.0
+    total_timeout: Period = 600.0
+    proxy: Annotated[str, AfterValidator(_proxy)] | None = Field(default=None, repr=False)
+    ca_file: File | None = None
+    stream_usage: Boolean = True
+    headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(default_factory=dict, repr=False)
+
+
+class TargetSettings(_Section):
+    upstream: Text
+    model: Text
+    weight: Annotated[Number, Field(gt=0)] = 1.0
+
+
+class ModelSettings(_Section):
+    """A name clients ask for. Fallbacks are `upstream/model`, tried in order."""
+
+    name: Text
+    targets: Annotated[tuple[TargetSettings, ...], Field(min_length=1)]
+    fallbacks: tuple[Text, ...] = ()
+
+
+class EndpointCacheSettings(_Section):
+    """`replay_rate` is in tokens a second; `scope` None is `key` where the caller has one, else `endpoint`."""
+
+    mode: Literal["off", "exact", "semantic", "shadow"] = "semantic"
+    threshold: Share = 0.92
+    max_wrong_hit_rate: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    ttl: Period = 3600.0
+    ttl_jitter: Annotated[Number, Field(ge=0, le=0.5)] = 0.1
+    scope: Literal["key", "team", "endpoint"] | None = None
+    context: Literal["full", "last-turn-if-self-contained", "last-turn"] = "full"
+    replay: Literal["instant", "paced"] = "instant"
+    replay_rate: Annotated[Number, Field(gt=0)] = 50.0
+    keep: tuple[Literal["stop", "length", "tool_calls"], ...] = ("stop",)
+    max_temperature: Annotated[Number, Field(ge=0)] = 0.3
+    fallback_answers: Boolean = False
+
+
+class EndpointSettings(_Section):
+    """`guardrails` None is the policy named `default`, an empty list is none at all."""
+
+    name: Name
+    cache: EndpointCacheSettings = EndpointCacheSettings()
+    guardrails: tuple[Text, ...] | None = None
+
+
+class RuleSettings(_Section):
+    detect: Annotated[tuple[Text, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+    on: Directions
+    action: Literal["block", "redact", "mask", "log"]
+    pattern: Text | None = None
+
+
+class GuardrailSettings(_Section):
+    name: Name
+    rules: tuple[RuleSettings, ...] = ()
+
+
+class KeysSettings(_Section):
+    require: Boolean = False
+
+
+class AdminSettings(_Section):
+    """Without a token one is made at start and printed once."""
+
+    token: Secret | None = None
+
+
+class LogsSettings(_Section):
+    """`requests` is `off`, `stderr` or the path of a file."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    requests: Text = "stderr"
+
+
+class Settings(_Section):
+    """Everything the gateway is told before it starts."""
+
+    server: ServerSettings = ServerSettings()
+    storage: StorageSettings = StorageSettings()
+    cache: CacheSettings = CacheSettings()
+    redis: RedisSettings | None = None
+    qdrant: QdrantSettings | None = None
+    upstreams: Annotated[tuple[UpstreamSettings, ...], Field(min_length=1)] = (
+        UpstreamSettings(name="demo", provider="demo"),
+    )
+    models: tuple[ModelSettings, ...] = ()
+    endpoints: tuple[EndpointSettings, ...] = ()
+    guardrails: tuple[GuardrailSettings, ...] = ()
+    keys: KeysSettings = KeysSettings()
+    admin: AdminSettings = AdminSettings()
+    logs: LogsSettings = LogsSettings()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What will run and probably was not meant, one `path.to.key: …` each."""
+        return tuple(f"{path}: {what}" for path, what in _doubts(self))
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
+    """The settings of the file, or the embedded defaults without one, under what the environment overrides.
+
+    Raises `ConfigError` with every problem found. Problems repeat names and
+    paths, never another value: it may be a secret in the wrong place.
+    """
+    content, repeated = ({}, []) if path is None else _file_content(path)
+    reading = _Reading(content, repeated, environ)
+    try:
+        settings, doubtful = Settings.model_validate(reading.tree), frozenset[str]()
+    except ValidationError as error:
+        reading.refuse(error)
+        settings, doubtful = _what_can_be_used(reading.tree, error)
+    reading.problems += [f"{where}: {what}" for where, what in _contradictions(settings, doubtful)]
+    reading.problems += [f"{where}: not in this version: {what}" for where, what in _not_in_this_version(settings)]
+    if reading.problems:
+        raise ConfigError(*dict.fromkeys(reading.problems))
+    if any(endpoint.name == "default" for endpoint in settings.endpoints):
+        return settings
+    return settings.model_copy(update={"endpoints": (*settings.endpoints, EndpointSettings(name="default"))})
+
+
+_LATER = {
+    "exact": {"redis"},
+    "vector": {"redis", "qdrant"},
+    "embedding": {"sentence-transformers"},
+    "upstream": {"anthropic", "gemini", "bedrock"},
+}
+
+
+def _not_in_this_version(settings: Settings) -> Iterator[tuple[str, str]]:
+    """What the format has a place for and nothing does yet.
+
+    Refused rather than ignored: an operator who asks for a guardrail or a
+    limit must not believe it is kept. Whoever builds one deletes its lines.
+    """
+    for path, seam, name in _implementations(settings):
+        if name in _LATER[seam] and not _is_registered(seam, name):
+            yield path, f"{name}; use one of: {', '.join(sorted(registry.names(seam)))}"
+    for at, endpoint in enumerate(settings.endpoints):
+        if endpoint.cache.max_wrong_hit_rate is not None:
+            yield f"endpoints.{at}.cache.max_wrong_hit_rate", "a certified limit; use threshold"
+        if endpoint.cache.context != "full":
+            yield f"endpoints.{at}.cache.context", f"{endpoint.cache.context}; use full"
+    used = {"default", *(name for endpoint in settings.endpoints for name in endpoint.guardrails or ())}
+    for at, policy in enumerate(settings.guardrails):
+        if policy.rules and policy.name in used:
+            yield f"guardrails.{at}.rules", f"no rule would be applied; leave the policy {policy.name!r} without rules"
+
+
+def _contradictions(settings: Settings, doubtful: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """What is well formed and cannot work. Sections in `doubtful` are incomplete: nothing is concluded from what they
+    lack."""
+    server, embedder = settings.server, settings.cache.embedder
+    if not _is_loopback(server.host) and not settings.keys.require and "keys" not in doubtful:
+        yield (
+            "server.host",
+            "is open to others: set keys.require: true, or server.host to a loopback address",
+        )
+    if server.tls is not None:
+        yield from _missing_file("server.tls.cert", server.tls.cert)
+        yield from _missing_file("server.tls.key", server.tls.key)
+    for path, seam, name in _implementations(settings):
+        if name not in _LATER[seam] and not _is_registered(seam, name):
+            yield path, f"must be one of: {', '.join(sorted(registry.names(seam)))}"
+    if embedder.kind == "openai" and "cache" not in doubtful:
+        for key in ("base_url", "dimensions"):
+            if getattr(embedder, key) is None:
+                yield f"cache.embedder.{key}", "is required with kind openai"
+    if settings.redis is not None and settings.redis.sentinel is not None and settings.redis.cluster:
+        yield "redis.cluster", "cannot be combined with redis.sentinel"
+    for section in ("upstreams", "models", "endpoints", "guardrails"):
+        yield from _given_twice(section, [named.name for named in getattr(settings, section)])
+    for at, upstream in enumerate(settings.upstreams):
+        yield from _upstream_contradictions(f"upstreams.{at}", upstream, doubtful)
+    if "upstreams" not in doubtful:
+        known = [upstream.name for upstream in settings.upstreams]
+        for at, model in enumerate(settings.models):
+            yield from _unknown_upstreams(f"models.{at}", model, known)
+    policies = ["default", *(policy.name for policy in settings.guardrails)]
+    for at, endpoint in enumerate(settings.endpoints):
+        if endpoint.cache.model_fields_set >= {"threshold", "max_wrong_hit_rate"}:
+            yield f"endpoints.{at}.cache.max_wrong_hit_rate", "cannot be combined with threshold: set one of the two"
+        for position, name in enumerate(endpoint.guardrails or ()):
+            if name not in policies and "guardrails" not in doubtful:
+                yield f"endpoints.{at}.guardrails.{position}", f"no policy is named {name!r}{_nearest(name, policies)}"
+    for at, policy in enumerate(settings.guardrails):
+        for position, rule in enumerate(policy.rules):
+            yield from _rule_contradictions(f"guardrails.{at}.rules.{position}", rule)
+
+
+def _upstream_contradictions(
+    path: str, upstream: UpstreamSettings, doubtful: frozenset[str]
+) -> Iterator[tuple[str, str]]:
+    if upstream.provider == "openai-compatible" and upstream.base_url is None and "upstreams" not in doubtful:
+        yield f"{path}.base_url", "is required with provider openai-compatible"
+    if upstream.auth == "passthrough" and upstream.api_key is not None:
+        yield f"{path}.api_key", "cannot be combined with auth: passthrough, which forwards the caller's credential"
+    if upstream.ca_file is not None:
+        yield from _missing_file(f"{path}.ca_file", upstream.ca_file)
+
+
+def _unknown_upstreams(path: str, model: ModelSettings, known: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for at, target in enumerate(model.targets):
+        if target.upstream not in known:
+            yield (
+                f"{path}.targets.{at}.upstream",
+                f"no upstream is named {target.upstream!r}{_nearest(target.upstream, known)}",
+            )
+    for at, fallback in enumerate(model.fallbacks):
+        upstream, _, name = fallback.partition("/")
+        if not upstream or not name:
+            yield f"{path}.fallbacks.{at}", "must be upstream/model"
+        elif upstream not in known:
+            yield f"{path}.fallbacks.{at}", f"no upstream is named {upstream!r}{_nearest(upstream, known)}"
+
+
+def _rule_contradictions(path: str, rule: RuleSettings) -> Iterator[tuple[str, str]]:
+    if rule.action == "mask" and "output" in rule.on:
+        yield f"{path}.action", "mask has nothing to restore on output: use redact, or take output out of `on`"
+    if ("regex" in rule.detect) != (rule.pattern is not None):
+        yield f"{path}.pattern", "is for `detect: regex`, which needs it"
+
+
+def _doubts(settings: Settings) -> Iterator[tuple[str, str]]:
+    if settings.redis is not None:
+        yield "redis", "nothing uses it"
+    if settings.qdrant is not None:
+        yield "qdrant", "nothing uses it"
+    if settings.server.workers > 1:
+        if settings.cache.exact.store == "memory":
+            yield "cache.exact.store", "each worker has a cache of its own; lmdb is shared"
+        if settings.cache.vector.store == "flat":
+            yield "cache.vector.store", "each worker has an index of its own; faiss is shared"
+    for at, upstream in enumerate(settings.upstreams):
+        if upstream.provider == "openai" and upstream.api_key is None and upstream.auth == "key":
+            yield f"upstreams.{at}.api_key", "requests will go out without a credential"
+    for at, endpoint in enumerate(settings.endpoints):
+        cache = endpoint.cache
+        if "threshold" in cache.model_fields_set and cache.mode in ("off", "exact"):
+            yield f"endpoints.{at}.cache.threshold", f"has no effect with mode: {cache.mode}"
+        if "replay_rate" in cache.model_fields_set and cache.replay == "instant":
+            yield f"endpoints.{at}.cache.replay_rate", "has no effect with replay: instant"
+
+
+def _implementations(settings: Settings) -> Iterator[tuple[str, str, str]]:
+    """Every path that names one, its seam in the registry, and the name."""
+    yield "cache.exact.store", "exact", settings.cache.exact.store
+    yield "cache.vector.store", "vector", settings.cache.vector.store
+    yield "cache.embedder.kind", "embedding", settings.cache.embedder.kind
+    for at, upstream in enumerate(settings.upstreams):
+        yield f"upstreams.{at}.provider", "upstream", upstream.provider
+
+
+def _is_registered(seam: str, name: str) -> bool:
+    return name in registry.BUILT_IN[seam] or name in registry.names(seam)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, and where it leads is not ours to know
+        return False
+
+
+def _missing_file(path: str, file: Path) -> Iterator[tuple[str, str]]:
+    if not file.is_file():
+        yield path, f"there is no file {file}"
+
+
+def _given_twice(section: str, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for name, count in Counter(names).items():
+        if count > 1:
+            again = [at for at, other in enumerate(names) if other == name]
+            yield from ((f"{section}.{at}.name", f"{name!r} is taken by {section}.{again[0]}") for at in again[1:])
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
+class _Reading:
+    """The file's values under the environment's, and the problems met on the way."""
+
+    def __init__(self, content: dict[str, Any], problems: Sequence[str], environ: Mapping[str, str]) -> None:
+        self.problems = [*problems]
+        self._sources: dict[str, str] = {}
+        self._unset: set[str] = set()
+        given = {section: value for section, value in content.items() if value is not None}
+        self.tree = cast("dict[str, Any]", self._dereferenced(given, environ, ()))
+        for variable in sorted(environ):
+            self._override(variable, environ[variable])
+
+    def refuse(self, error: ValidationError) -> None:
+        for problem in _causes(error):
+            path = _dotted(problem["loc"])
+            if path not in self._unset:
+                source = f" (set by {self._sources[path]})" if path in self._sources else ""
+                self.problems.append(f"{path}: {_explained(problem)}{source}")
+
+    def _dereferenced(self, value: object, environ: Mapping[str, str], path: tuple[str | int, ...]) -> object:
+        if isinstance(value, dict):
+            return {key: self._dereferenced(item, environ, (*path, key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._dereferenced(item, environ, (*path, at)) for at, item in enumerate(value)]
+        if isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
+            if match[1] in environ:
+                return _FromEnvironment(environ[match[1]])
+            self.problems.append(f"{_dotted(path)}: the environment variable {match[1]} is not set")
+            self._unset.add(_dotted(path))
+            return ...  # of no field's type: what depends on it is not judged
+        return value
+
+    def _override(self, variable: str, value: str) -> None:
+        section, *keys = variable.removeprefix("KEEPGATE_").lower().split("__")
+        if not variable.startswith("KEEPGATE_") or not keys or section not in Settings.model_fields:
+            return
+        path = ".".join((section, *keys))
+        if get_args(Settings.model_fields[section].annotation)[1:] == (...,):
+            self.problems.append(f"{path}: lists are set in the file, not by {variable}")
+            return
+        within: Any = self.tree
+        for key in (section, *keys[:-1]):
+            if not isinstance(within, dict):
+                break
+            if within.get(key) is None:
+                within[key] = {}
+            within = within[key]
+        if not isinstance(within, dict):
+            self.problems.append(f"{path}: {variable} finds a value where it needs a mapping")
+            return
+        within[keys[-1]] = _FromEnvironment(value)
+        self._sources[path] = variable
+
+
+def _dotted(path: Sequence[str | int]) -> str:
+    return ".".join(map(str, path))
+
+
+_EXPLANATIONS = {
+    "missing": "is required",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string: put it in quotes",
+    "path_type": "must be a path",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "too_short": "must have at least one item",
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "literal_error": "must be one of: {expected}",
+    "value_error": "{error}",
+}
+
+
+def _causes(error: ValidationError) -> list[Any]:
+    """The problems of `error` without the lists that are too short only for want of their refused items."""
+    problems = error.errors(include_url=False, include_input=False)
+    within = {problem["loc"][:length] for problem in problems for length in range(len(problem["loc"]))}
+    return [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in within]
+
+
+def _explained(problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        *parents, key = problem["loc"]
+        return f"unknown key{_nearest(key, list(_model_at(parents).model_fields))}"
+    context = dict(problem.get("ctx", {}))
+    if problem["type"] == "literal_error":
+        context["expected"] = context["expected"].replace("'", "").replace(" or ", ", ")
+    explanation = _EXPLANATIONS.get(problem["type"])
+    return str(problem["msg"]) if explanation is None else explanation.format(**context)
+
+
+def _model_at(path: Sequence[str | int]) -> type[BaseModel]:
+    model: type[BaseModel] = Settings
+    for step in path:
+        if isinstance(step, str):
+            model = next(_models_in(model.model_fields[step].annotation))
+    return model
+
+
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
+
+
+def _what_can_be_used(tree: dict[str, Any], error: ValidationError) -> tuple[Settings, frozenset[str]]:
+    """The settings without what `error` refuses, and the sections that lack something, so that a slip of the pen
+    does not hide the problems behind it."""
+    doubtful = frozenset(str(problem["loc"][0]) for problem in _causes(error))
+    while True:
+        refused = {_smallest_loss(problem, tree) for problem in _causes(error)}
+        tree = cast("dict[str, Any]", _without(tree, refused, ()))
+        try:
+            return Settings.model_validate(tree), doubtful
+        except ValidationError as further:  # what was left out is missed elsewhere
+            error = further
+
+
+def _smallest_loss(problem: Any, tree: object) -> tuple[str | int, ...]:
+    """The path to leave out. A whole section where leaving out less would shift the places of its items."""
+    path: tuple[str | int, ...] = problem["loc"]
+    if problem["type"] == "missing" or (len(path) == 2 and isinstance(path[1], int)):
+        return path[:1]
+    for depth, step in enumerate(path):
+        if not isinstance(tree, dict | list):
+            return path[:depth]  # the rest is inside a value that was written in short
+        tree = cast("Any", tree)[step]
+    return path
+
+
+def _without(value: object, refused: set[tuple[str | int, ...]], path: tuple[str | int, ...]) -> object:
+    if isinstance(value, dict):
+        return {
+            key: _without(item, refused, (*path, key)) for key, item in value.items() if (*path, key) not in refused
+        }
+    if isinstance(value, list):
+        kept = [(at, item) for at, item in enumerate(value) if (*path, at) not in refused]
+        return [_without(item, refused, (*path, at)) for at, item in kept]
+    return value
+
+
+def _file_content(path: Path) -> tuple[dict[str, Any], Sequence[str]]:
+    """The sections, and the keys that are given twice."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_FILE + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(content) > _MAX_FILE:
+        raise ConfigError(f"{path}: is larger than 1 MB")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}: is not UTF-8 (line {line})") from error
+    document = _Document()
+    try:
+        sections = document.read(text)
+    except _NoConfiguration as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ConfigError(f"{path}: is not YAML: {error.problem or error.context}{where}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{path}: is not YAML: {error.reason} (line {line})") from error
+    if sections is None:
+        return {}, []
+    if not isinstance(sections, dict):
+        raise ConfigError(f"{path}: must be a mapping of sections: {', '.join(Settings.model_fields)}")
+    return sections, document.repeated
+
+
+class _NoConfiguration(ValueError):
+    """YAML, and of a kind that nothing can be read from. The message names the line."""
+
+
+class _Document:
+    """A YAML document as plain values, by the rules of the YAML 1.2 core schema.
+
+    Built from the parser's events, with a stack of its own: PyYAML's composer
+    reads YAML 1.1, lets a key overwrite an earlier one, and recurses until the
+    process dies on a file of brackets. `repeated` are the problems that leave
+    the rest readable.
+    """
+
+    def __init__(self) -> None:
+        self.repeated: list[str] = []
+        self._open: list[_Collection] = []
+        self._anchors: dict[str, tuple[object, int]] = {}
+        self._root: object = None
+        self._count = 0
+
+    def read(self, text: str) -> object:
+        """Raises `_NoConfiguration`, or `yaml.YAMLError` for what is not YAML."""
+        documents = 0
+        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            if isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise _NoConfiguration(f"line {_line(event)}: a second document begins")
+            elif isinstance(event, yaml.AliasEvent):
+                self._repeat(event)
+            elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
+                self._begin(event)
+            elif isinstance(event, yaml.CollectionEndEvent):
+                ended = self._open.pop()
+                self._add(ended.value, event, ended.anchor, self._count - ended.count + 1)
+        return self._root
+
+    def _begin(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
+        line = _line(event)
+        expects_key = bool(self._open) and self._open[-1].expects_key
+        if event.tag not in (None, "!", "tag:yaml.org,2002:str"):
+            raise _NoConfiguration(f"line {line}: tags such as {event.tag} have no meaning here")
+        self._grow(1, line)
+        if isinstance(event, yaml.ScalarEvent):
+            plain = event.tag is None and event.implicit[0] and not expects_key
+            self._add(_plain_scalar(event.value) if plain else event.value, event, event.anchor, 1)
+            return
+        if expects_key:
+            raise _NoConfiguration(f"line {line}: a key must be a word or a quoted string")
+        self._open.append(_Collection(event, self._count))
+        if len(self._open) > _MAX_DEPTH:
+            raise _NoConfiguration(f"line {line}: nested deeper than {_MAX_DEPTH} levels")
+
+    def _repeat(self, event: yaml.AliasEvent) -> None:
+        line = _line(event)
+        if event.anchor not in self._anchors:
+            raise _NoConfiguration(f"line {line}: *{event.anchor} refers to nothing that ended before it")
+        value, size = self._anchors[event.anchor]
+        self._grow(size, line)
+        self._add(value, event, None, size)
+
+    def _grow(self, values: int, line: int) -> None:
+        self._count += values
+        if self._count > _MAX_VALUES:
+            raise _NoConfiguration(f"line {line}: more than {_MAX_VALUES} values, those that aliases repeat among them")
+
+    def _add(self, value: object, event: yaml.Event, anchor: str | None, size: int) -> None:
+        if anchor is not None:
+            self._anchors[anchor] = (value, size)
+        if not self._open:
+            self._root = value
+            return
+        within = self._open[-1]
+        if not within.expects_key:
+            within.take(value)
+            return
+        line = _line(event)
+        if not isinstance(value, str) or not value.isprintable():
+            raise _NoConfiguration(f"line {line}: a key must be a word or a quoted string")
+        within.key = value
+        if value in within.lines:
+            path = _dotted([collection.position for collection in self._open])
+            self.repeated.append(f"{path}: is given twice, on line {within.lines[value]} and on line {line}")
+        within.lines[value] = line
+
+
+def _line(event: yaml.Event) -> int:
+    return event.start_mark.line + 1 if event.start_mark else 0
+
+
+class _Collection:
+    """A mapping or a list that has begun and not ended."""
+
+    def __init__(self, event: yaml.CollectionStartEvent, count: int) -> None:
+        self.is_mapping = isinstance(event, yaml.MappingStartEvent)
+        self.anchor = event.anchor
+        self.count = count
+        self.key: str | None = None
+        self.lines: dict[str, int] = {}
+        self.mapping: dict[str, object] = {}
+        self.items: list[object] = []
+
+    @property
+    def value(self) -> object:
+        return self.mapping if self.is_mapping else self.items
+
+    @property
+    def expects_key(self) -> bool:
+        return self.is_mapping and self.key is None
+
+    @property
+    def position(self) -> str | int:
+        return len(self.items) if self.key is None else self.key
+
+    def take(self, value: object) -> None:
+        if self.key is None:
+            self.items.append(value)
+        else:
+            self.mapping[self.key] = value
+            self.key = None
+
+
+def _plain_scalar(text: str) -> str | int | float | bool | None:
+    """An unquoted scalar under the core schema: `on`, `off`, `yes`, `no`, `1h` and dates are strings."""
+    if text in ("", "~", "null", "Null", "NULL"):
+        return None
+    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
+        return text.lower() == "true"
+    if _INTEGER.fullmatch(text):
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    match text.lower().lstrip("+-"):
+        case ".inf":
+            return -math.inf if text.startswith("-") else math.inf
+        case ".nan":
+            return math.nan
+    return text

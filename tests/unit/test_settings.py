@@ -1,0 +1,449 @@
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel, SecretStr
+
+from models.errors import ConfigError
+from service.settings import Settings, load
+
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+NOT_A_NAME = (
+    "upstreams.0.name: must be at most 100 letters, digits, '.', '_' or '-', "
+    "the first a letter or a digit: it is part of URLs"
+)
+
+Loading = Callable[..., Settings]
+Refusing = Callable[..., list[str]]
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Loading:
+    def from_text(text: str, environ: Mapping[str, str] | None = None) -> Settings:
+        path = tmp_path / "keepgate.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load(path, environ or {})
+
+    return from_text
+
+
+@pytest.fixture
+def problems(loaded: Loading) -> Refusing:
+    def of_text(text: str, environ: Mapping[str, str] | None = None) -> list[str]:
+        with pytest.raises(ConfigError) as refused:
+            loaded(text, environ)
+        return list(refused.value.problems)
+
+    return of_text
+
+
+def test_without_a_file_the_embedded_defaults_apply() -> None:
+    settings = load(None, {})
+
+    assert (settings.server.host, settings.server.port, settings.server.workers) == ("127.0.0.1", 8080, 1)
+    assert [(upstream.name, upstream.provider) for upstream in settings.upstreams] == [("demo", "demo")]
+    assert [endpoint.name for endpoint in settings.endpoints] == ["default"]
+    assert settings.endpoints[0].cache.threshold == 0.92
+    assert settings.cache.vector.deadline == 0.25
+    assert settings.warnings == ()
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n", "server:\nkeys:\n"])
+def test_an_empty_file_is_the_defaults(loaded: Loading, text: str) -> None:
+    assert loaded(text) == load(None, {})
+
+
+def test_on_off_yes_and_no_are_strings(loaded: Loading) -> None:
+    settings = loaded(
+        "endpoints: [{name: no, cache: {mode: off}}, {name: yes}]\n"
+        "logs: {requests: off}\n"
+        "guardrails: [{name: spare, rules: [{detect: email, on: input, action: log}]}]\n"
+    )
+
+    assert [endpoint.name for endpoint in settings.endpoints] == ["no", "yes", "default"]
+    assert settings.endpoints[0].cache.mode == "off"
+    assert settings.logs.requests == "off"
+    assert settings.guardrails[0].rules[0].on == ("input",)
+
+
+@pytest.mark.parametrize(
+    ("scalar", "port"),
+    [("9000", 9000), ("0x2328", 9000), ("0o21450", 9000), ("+9000", 9000), ("010", 10)],
+)
+def test_integers_follow_the_core_schema(loaded: Loading, scalar: str, port: int) -> None:
+    assert loaded(f"server: {{port: {scalar}}}").server.port == port
+
+
+@pytest.mark.parametrize("scalar", ["9_000", "1:30", "0b11", "'9000'", "90.5", "true", "2026-01-01", "9000.0"])
+def test_what_the_core_schema_does_not_call_an_integer_is_none(problems: Refusing, scalar: str) -> None:
+    assert problems(f"server: {{port: {scalar}}}") == ["server.port: must be a whole number"]
+
+
+@pytest.mark.parametrize("scalar", ["yes", "on", "1", "'true'", "y"])
+def test_only_true_and_false_are_booleans(problems: Refusing, scalar: str) -> None:
+    assert problems(f"keys: {{require: {scalar}}}") == ["keys.require: must be true or false"]
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [("500ms", 0.5), ("30s", 30.0), ("10m", 600.0), ("1h", 3600.0), ("7d", 604800.0), ("1.5h", 5400.0), ("90", 90.0)],
+)
+def test_durations_are_seconds(loaded: Loading, written: str, seconds: float) -> None:
+    assert loaded(f"server: {{drain: {written}}}").server.drain == seconds
+
+
+@pytest.mark.parametrize("written", ["10 minutes", "-1", "1w", "1H", "true", ".inf", ".nan", "9999d", "[1]"])
+def test_anything_else_is_no_duration(problems: Refusing, written: str) -> None:
+    (problem,) = problems(f"server: {{drain: {written}}}")
+
+    assert problem.startswith("server.drain: must be a duration of at most 3650d, such as 500ms")
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [("2048", 2048), ("512KB", 524288), ("10MB", 10485760), ("1.5 MB", 1572864), ("1gb", 1073741824)],
+)
+def test_sizes_count_in_powers_of_1024(loaded: Loading, written: str, size: int) -> None:
+    assert loaded(f"server: {{max_body: {written}}}").server.max_body == size
+
+
+def test_every_problem_is_reported_at_once(problems: Refusing) -> None:
+    found = problems(
+        "server: {host: 0.0.0.0, prot: 1}\n"
+        "upstreams: [{name: a/b, provider: openai}, {name: local, provider: openai-compatible}]\n"
+        "endpoints:\n"
+        "  - name: faq\n"
+        "    guardrails: [legal]\n"
+        "    cache: {mode: sometimes, threshold: 1.5, keep: [stop, error]}\n"
+        "  - cache: {ttl: 0}\n"
+    )
+
+    assert found == [
+        "server.prot: unknown key; did you mean 'port'?",
+        NOT_A_NAME,
+        "endpoints.0.cache.mode: must be one of: off, exact, semantic, shadow",
+        "endpoints.0.cache.threshold: must be at most 1",
+        "endpoints.0.cache.keep.1: must be one of: stop, length, tool_calls",
+        "endpoints.1.name: is required",
+        "endpoints.1.cache.ttl: must be greater than 0",
+        "server.host: is open to others: set keys.require: true, or server.host to a loopback address",
+    ]
+
+
+def test_a_misspelt_key_does_not_hide_a_contradiction_beside_it(problems: Refusing) -> None:
+    found = problems("endpoints: [{name: a, cahce: {}, cache: {threshold: 0.9, max_wrong_hit_rate: 0.01}}]")
+
+    assert found == [
+        "endpoints.0.cahce: unknown key; did you mean 'cache'?",
+        "endpoints.0.cache.max_wrong_hit_rate: cannot be combined with threshold: set one of the two",
+        "endpoints.0.cache.max_wrong_hit_rate: not in this version: a certified limit; use threshold",
+    ]
+
+
+def test_nothing_is_concluded_from_a_section_that_could_not_be_read(problems: Refusing) -> None:
+    found = problems(
+        "server: {host: 0.0.0.0}\n"
+        "keys: {require: maybe}\n"
+        "upstreams: [{name: openai, provider: openai, api_key: 5}, {provider: demo}]\n"
+        "models: [{name: m, targets: [{upstream: openai, model: x}]}]\n"
+    )
+
+    assert found == [
+        "upstreams.0.api_key: must be a string: put it in quotes",
+        "upstreams.1.name: is required",
+        "keys.require: must be true or false",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("sever: {}", "sever: unknown key; did you mean 'server'?"),
+        ("server: 5", "server: must be a mapping"),
+        ("upstreams: {name: a}", "upstreams: must be a list"),
+        ("upstreams: []", "upstreams: must have at least one item"),
+        ("upstreams: [5]", "upstreams.0: must be a mapping"),
+        ("models: [{name: m, targets: []}]", "models.0.targets: must have at least one item"),
+        (
+            "models: [{name: m, targets: [{upstream: dmo, model: x}]}]",
+            "models.0.targets.0.upstream: no upstream is named 'dmo'; did you mean 'demo'?",
+        ),
+        (
+            "models: [{name: m, targets: [{upstream: demo, model: x}], fallbacks: [other/x]}]",
+            "models.0.fallbacks.0: no upstream is named 'other'; known: demo",
+        ),
+        (
+            "models: [{name: m, targets: [{upstream: demo, model: x}], fallbacks: [demo]}]",
+            "models.0.fallbacks.0: must be upstream/model",
+        ),
+        ("endpoints: [{name: a}, {name: a}]", "endpoints.1.name: 'a' is taken by endpoints.0"),
+        (
+            "endpoints: [{name: a, guardrails: [defualt]}]",
+            "endpoints.0.guardrails.0: no policy is named 'defualt'; did you mean 'default'?",
+        ),
+        ("endpoints: [{name: a, cache: {ttl_jitter: 0.6}}]", "endpoints.0.cache.ttl_jitter: must be at most 0.5"),
+        ("endpoints: [{name: a, cache: {threshold: .nan}}]", "endpoints.0.cache.threshold: must be a finite number"),
+        ("server: {tls: {cert: /no/cert, key: /}}", "server.tls.key: there is no file /"),
+        ("server: {host: gateway.internal}", "server.host: is open to others"),
+        ("server: {host: '::'}", "server.host: is open to others"),
+        ("cache: {exact: {store: lmbd}}", "cache.exact.store: must be one of: lmdb, memory"),
+        ("cache: {embedder: {kind: openai}}", "cache.embedder.dimensions: is required with kind openai"),
+        (
+            "upstreams: [{name: a, provider: openai-compatible}]",
+            "upstreams.0.base_url: is required with provider openai-compatible",
+        ),
+        (
+            "upstreams: [{name: a, provider: openai, base_url: 'file:///etc/passwd'}]",
+            "upstreams.0.base_url: must be a URL that starts with http:// or https://",
+        ),
+        (
+            "upstreams: [{name: a, provider: openai, auth: passthrough, api_key: k}]",
+            "upstreams.0.api_key: cannot be combined with auth: passthrough",
+        ),
+        (
+            "upstreams: [{name: a, provider: openai, headers: {Host: x}}]",
+            "upstreams.0.headers: 'Host' is not a header that can be set",
+        ),
+        ("upstreams: [{name: a, provider: openia}]", "upstreams.0.provider: must be one of: demo, openai"),
+        ("admin: {token: ''}", "admin.token: must not be empty"),
+        (
+            "guardrails: [{name: p, rules: [{detect: email, on: [output], action: mask}]}]",
+            "guardrails.0.rules.0.action: mask has nothing to restore on output",
+        ),
+    ],
+)
+def test_a_problem_names_its_path_and_what_to_do(problems: Refusing, text: str, problem: str) -> None:
+    assert any(found.startswith(problem) for found in problems(text))
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.10", "::1"])
+def test_a_loopback_address_needs_no_keys(loaded: Loading, host: str) -> None:
+    assert loaded(f"server: {{host: '{host}'}}").server.host == host
+
+
+def test_another_address_is_fine_where_keys_are_required(loaded: Loading) -> None:
+    assert loaded("server: {host: 0.0.0.0}\nkeys: {require: true}").keys.require
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("cache: {exact: {store: redis}}", "cache.exact.store"),
+        ("cache: {vector: {store: qdrant}}", "cache.vector.store"),
+        ("cache: {embedder: {kind: sentence-transformers}}", "cache.embedder.kind"),
+        ("upstreams: [{name: a, provider: anthropic}]", "upstreams.0.provider"),
+        ("endpoints: [{name: a, cache: {max_wrong_hit_rate: 0.01}}]", "endpoints.0.cache.max_wrong_hit_rate"),
+        ("endpoints: [{name: a, cache: {context: last-turn}}]", "endpoints.0.cache.context"),
+        (
+            "guardrails: [{name: default, rules: [{detect: email, on: [input], action: redact}]}]",
+            "guardrails.0.rules",
+        ),
+        (
+            """
+            endpoints: [{name: a, guardrails: [pii]}]
+            guardrails: [{name: pii, rules: [{detect: email, on: input, action: log}]}]
+            """,
+            "guardrails.0.rules",
+        ),
+    ],
+)
+def test_what_is_not_built_yet_is_refused_and_never_ignored(problems: Refusing, text: str, path: str) -> None:
+    (problem,) = problems(text)
+
+    assert problem.startswith(f"{path}: not in this version: ")
+
+
+def test_a_reference_reads_the_environment_and_converts_to_the_type_of_its_field(loaded: Loading) -> None:
+    settings = loaded(
+        "server: {port: env.PORT, drain: env.DRAIN}\n"
+        "keys: {require: env.REQUIRE}\n"
+        "upstreams: [{name: a, provider: openai, api_key: env.KEY}]\n",
+        {"PORT": "9000", "DRAIN": "5s", "REQUIRE": "true", "KEY": "12345"},
+    )
+
+    assert (settings.server.port, settings.server.drain, settings.keys.require) == (9000, 5.0, True)
+    assert settings.upstreams[0].api_key == SecretStr("12345")
+
+
+def test_a_reference_to_nothing_is_a_problem_at_its_path(problems: Refusing) -> None:
+    found = problems("upstreams: [{name: a, provider: openai, api_key: env.ABSENT}]\nserver: {cors_origins: [env.WEB]}")
+
+    assert found == [
+        "upstreams.0.api_key: the environment variable ABSENT is not set",
+        "server.cors_origins.0: the environment variable WEB is not set",
+    ]
+
+
+def test_variables_override_what_the_file_says(loaded: Loading) -> None:
+    environ = {
+        "KEEPGATE_SERVER__PORT": "9000",
+        "KEEPGATE_CACHE__EMBEDDER__KIND": "static",
+        "KEEPGATE_KEYS__REQUIRE": "true",
+        "KEEPGATE_ADMIN__TOKEN": "0042",
+    }
+
+    settings = loaded("server: {port: 1, workers: 2}\ncache:\n", environ)
+
+    assert (settings.server.port, settings.server.workers, settings.keys.require) == (9000, 2, True)
+    assert settings.cache.embedder.kind == "static"
+    assert settings.admin.token == SecretStr("0042")
+
+
+@pytest.mark.parametrize(
+    "variable", ["KEEPGATE_PORT", "KEEPGATE_ADMIN_TOKEN", "KEEPGATE_NOTHING__PORT", "SERVER__PORT"]
+)
+def test_variables_that_name_no_section_are_ignored(variable: str) -> None:
+    assert load(None, {variable: "x"}) == load(None, {})
+
+
+@pytest.mark.parametrize(
+    ("variable", "problem"),
+    [
+        ("KEEPGATE_SERVER__PROT", "server.prot: unknown key; did you mean 'port'? (set by KEEPGATE_SERVER__PROT)"),
+        ("KEEPGATE_SERVER__PORT", "server.port: must be a whole number (set by KEEPGATE_SERVER__PORT)"),
+        ("KEEPGATE_SERVER__PORT__X", "server.port: must be a whole number"),
+        ("KEEPGATE_CACHE__EXACT", "cache.exact: must be a mapping (set by KEEPGATE_CACHE__EXACT)"),
+        (
+            "KEEPGATE_UPSTREAMS__0__NAME",
+            "upstreams.0.name: lists are set in the file, not by KEEPGATE_UPSTREAMS__0__NAME",
+        ),
+    ],
+)
+def test_an_override_that_cannot_be_used_names_its_variable(variable: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(None, {variable: "x"})
+
+    assert refused.value.problems == (problem,)
+
+
+def test_no_secret_shows_in_a_problem_or_in_the_tree(loaded: Loading, problems: Refusing) -> None:
+    text = (
+        "upstreams: [{name: a, provider: openai, api_key: hush, proxy: 'http://u:hush@p', headers: {X-Key: hush}}]\n"
+        "admin: {token: hush}\n"
+        "redis: {url: 'redis://:hush@127.0.0.1'}\n"
+    )
+
+    shown = repr(loaded(text)) + str(loaded(text))
+    refused = problems(text + "server: {port: hush, host: [hush], tls: hush}\nlogs: {level: hush}\nkeys: env.HUSH")
+
+    assert "hush" not in shown
+    assert "hush" not in "".join(refused)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("server:\n  port: 1\n  port: 2\n", "server.port: is given twice, on line 2 and on line 3"),
+        ("endpoints:\n- name: a\n- name: b\n  name: c\n", "endpoints.1.name: is given twice, on line 3 and on line 4"),
+    ],
+)
+def test_a_key_given_twice_is_a_problem_with_both_lines(problems: Refusing, text: str, problem: str) -> None:
+    assert problems(text) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("text", "ending"),
+    [
+        ("server: {port: 1", "did not find expected ',' or '}' (line 2, column 1)"),
+        ("server:\n\tport: 1", "(line 2, column 1)"),
+        ("server: \x01", "(line 1)"),
+        ("a: *b", "line 1: *b refers to nothing that ended before it"),
+        ("a: &b [*b]", "line 1: *b refers to nothing that ended before it"),
+        (
+            "a: !!python/object:os.system x",
+            "line 1: tags such as tag:yaml.org,2002:python/object:os.system have no meaning here",
+        ),
+        ("? [a]\n: b", "line 1: a key must be a word or a quoted string"),
+        ("--- {}\n--- {}\n", "line 2: a second document begins"),
+        ("a: " + "[" * 200_000, "line 1: nested deeper than 32 levels"),
+        ("[1, 2]", "must be a mapping of sections: " + ", ".join(Settings.model_fields)),
+        ("x: '" + "y" * 1024 * 1024 + "'", "is larger than 1 MB"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_where(problems: Refusing, tmp_path: Path, text: str, ending: str) -> None:
+    (problem,) = problems(text)
+
+    assert problem.startswith(f"{tmp_path / 'keepgate.yaml'}: ")
+    assert problem.endswith(ending)
+
+
+def test_aliases_repeat_a_value(loaded: Loading) -> None:
+    settings = loaded("endpoints:\n- {name: a, cache: &faq {mode: exact, ttl: 5m}}\n- {name: b, cache: *faq}\n")
+
+    assert settings.endpoints[0].cache == settings.endpoints[1].cache
+    assert settings.endpoints[1].cache.ttl == 300.0
+
+
+def test_aliases_of_aliases_do_not_multiply_without_end(problems: Refusing) -> None:
+    text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    text += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 20))
+
+    (problem,) = problems(text)
+
+    assert problem.endswith("more than 100000 values, those that aliases repeat among them")
+
+
+def test_a_file_that_is_not_there_or_not_utf_8_is_a_problem(tmp_path: Path) -> None:
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes("a: 1\nb: é".encode("latin-1"))
+
+    with pytest.raises(ConfigError, match=r"latin\.yaml: is not UTF-8 \(line 2\)"):
+        load(latin, {})
+    with pytest.raises(ConfigError, match="absent: cannot be read: No such file"):
+        load(tmp_path / "absent", {})
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load(tmp_path, {})
+
+
+def test_doubts_are_warnings_and_not_errors(loaded: Loading) -> None:
+    settings = loaded(
+        "server: {workers: 2}\n"
+        "cache: {exact: {store: memory}}\n"
+        "redis: {url: 'redis://127.0.0.1'}\n"
+        "endpoints: [{name: default, cache: {mode: exact, threshold: 0.9}}]\n"
+    )
+
+    assert settings.warnings == (
+        "redis: nothing uses it",
+        "cache.exact.store: each worker has a cache of its own; lmdb is shared",
+        "endpoints.0.cache.threshold: has no effect with mode: exact",
+    )
+
+
+def test_the_documentation_names_every_key() -> None:
+    documented = DOCUMENTATION.read_text(encoding="utf-8")
+
+    missing = [path for path in _paths(Settings, "") if f"| `{path}` |" not in documented]
+
+    assert missing == []
+
+
+def test_the_examples_of_the_documentation_load(loaded: Loading) -> None:
+    blocks = DOCUMENTATION.read_text(encoding="utf-8").split("```yaml\n")[1:]
+    examples = [block.partition("```")[0] for block in blocks]
+    environ = {"OPENAI_API_KEY": "k", "KEEPGATE_ADMIN_TOKEN": "t"}
+
+    settings = [loaded(example, environ) for example in examples]
+
+    assert len(settings) >= 2
+    assert all(yaml.safe_load(example) for example in examples)
+
+
+def _paths(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        inner, repeated = _model_in(field.annotation)
+        if inner is None:
+            yield f"{prefix}{name}"
+        else:
+            yield from _paths(inner, f"{prefix}{name}{'[]' if repeated else ''}.")
+
+
+def _model_in(annotation: object) -> tuple[type[BaseModel] | None, bool]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    parts = get_args(annotation)
+    found = next((model for part in parts if (model := _model_in(part)[0])), None)
+    return found, ... in parts
