@@ -28,6 +28,7 @@ import msgspec
 import uvicorn
 
 from models.errors import BackendError, ConfigError
+from service.api.connection import Connection
 from service.app import App
 from service.settings import Settings, load
 from service.wiring import Runtime, configure_logs
@@ -126,7 +127,7 @@ def _work(settings: Settings, launch: Launch, listener: socket.socket, *, slot: 
     server = _Server(
         uvicorn.Config(
             App(runtime),
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -246,6 +247,8 @@ class _Supervisor:
 
     def _stop(self) -> None:
         self._stopping = True
+        # Open here, it would go on taking connections that no worker serves.
+        self._listener.close()
         self._pass_on(signal.SIGTERM)
 
     def _pass_on(self, number: signal.Signals) -> None:

@@ -26,7 +26,7 @@ from service.context import Directives, Endpoint, Limits
 from service.pipeline.exact_tier import ExactTier
 from service.pipeline.gateway import Gateway
 from service.pipeline.semantic_tier import SemanticTier
-from service.routing.aliases import Aliases, Route, Target
+from service.routing.aliases import Aliases, Route, Target, route
 from service.routing.catalog import Catalog
 from service.settings import EndpointSettings, ModelSettings, Settings, UpstreamSettings, load
 from service.telemetry import logs
@@ -41,6 +41,7 @@ _IMMEDIATE = frozenset({"lmdb", "memory"})
 # Read once, when the process starts; a reload says so and keeps them as they are.
 _NEEDS_RESTART = ("server", "storage", "cache", "redis", "qdrant", "admin", "logs")
 _LANDING = 5.0
+_SECRET_BYTES = 32
 _STDERR = 2
 
 
@@ -278,9 +279,9 @@ def _upstream(settings: UpstreamSettings) -> Upstream:
 
 def _route(model: ModelSettings) -> Route:
     fallbacks = [fallback.partition("/") for fallback in model.fallbacks]
-    return Route(
-        targets=tuple(Target(target.upstream, target.model, target.weight) for target in model.targets),
-        fallbacks=tuple(Target(upstream, name) for upstream, _, name in fallbacks),
+    return route(
+        [Target(target.upstream, target.model, target.weight) for target in model.targets],
+        [Target(upstream, name) for upstream, _, name in fallbacks],
     )
 
 
@@ -308,12 +309,16 @@ def _secret(home: Path) -> bytes:
     fresh = home / f".secret-{secrets.token_hex(8)}"
     if not path.exists():
         with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(32))
+            file.write(secrets.token_bytes(_SECRET_BYTES))
         # Linking fails where another worker was quicker, and then theirs is the one.
         with contextlib.suppress(FileExistsError):
             os.link(fresh, path)
         fresh.unlink()
-    return path.read_bytes()
+    secret = path.read_bytes()
+    if len(secret) != _SECRET_BYTES:
+        # Not mended here: another process may be using what it read before.
+        raise BackendError(f"{path} is damaged: remove it, and a new one is made at the next start")
+    return secret
 
 
 async def _closed_when_idle(gateway: Gateway, upstreams: list[Upstream]) -> None:

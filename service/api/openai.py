@@ -24,6 +24,7 @@ from service.api.exchange import (
     Receive,
     Scope,
     Send,
+    header_map,
     read_body,
     send_end,
     send_part,
@@ -82,7 +83,7 @@ async def serve(do: Gateway, operation: Operation, endpoint: str, scope: Scope, 
     started = time.perf_counter()
     request_id = new_request_id()
     record = Record(time=time.time(), request_id=request_id, endpoint=endpoint, operation=operation)
-    headers = dict(scope["headers"])
+    headers = header_map(scope["headers"])
     do.metrics.inflight.add((), 1)
     context = None
     try:
@@ -151,7 +152,7 @@ async def _send_hit(
         _clock_first_byte(context, record, headers)
         await send_whole(send, 200, headers, entry.completion.body)
         return
-    async with HangUp(receive):
+    with HangUp(receive):
         await _send_replay(entry.completion, request, context, record, headers, send)
 
 
@@ -161,7 +162,7 @@ async def _send_flight(
     follows = context.outcome == "coalesced"
     arrived = time.perf_counter()
     try:
-        async with HangUp(receive):
+        with HangUp(receive):
             if request.stream and flight.streamed:
                 await flight.opened()
             else:

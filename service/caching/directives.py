@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from models.errors import RequestError
 from service.context import Directives, Endpoint, Mode
 
-HEADERS = (b"cache-control", b"x-keepgate-cache", b"x-keepgate-threshold", b"x-keepgate-ttl")
+HEADERS = frozenset({b"cache-control", b"x-keepgate-cache", b"x-keepgate-threshold", b"x-keepgate-ttl"})
 
 # From the most to the least that the cache may do.
 _ALLOWED: dict[Mode, dict[str, Mode]] = {

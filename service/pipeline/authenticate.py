@@ -12,6 +12,8 @@ from service.governance import keys
 
 # Their values change what an upstream answers.
 _MEANINGFUL = (b"openai-beta", b"anthropic-beta", b"openai-organization", b"openai-project")
+_PARTITIONING = (b"x-keepgate-namespace", b"x-keepgate-context")
+_IN_IDENTITY = frozenset({*_MEANINGFUL, *_PARTITIONING, b"anthropic-version"})
 _USUAL_ANTHROPIC_VERSION = b"2023-06-01"
 _LONGEST_VALUE = 4096
 
@@ -36,7 +38,7 @@ def authenticate(
     caller = keys.identify(headers, keyring, required=keys_required, scope=endpoint.scope, now=time.time())
     if caller.key is not None and caller.key.endpoints is not None and endpoint.name not in caller.key.endpoints:
         raise AccessError(f"this key may not use the endpoint {endpoint.name}", code="not_allowed")
-    if any(name in headers for name in directives.HEADERS):
+    if not directives.HEADERS.isdisjoint(headers):
         asked = directives.parse(headers, endpoint)
     return Context(
         request_id=request_id,
@@ -45,7 +47,7 @@ def authenticate(
         directives=asked,
         started=started,
         headers=headers,
-        meaning=_meaning(headers),
+        meaning=() if _IN_IDENTITY.isdisjoint(headers) else _meaning(headers),
     )
 
 
@@ -61,14 +63,14 @@ def _meaning(headers: Mapping[bytes, bytes]) -> tuple[str, ...]:
     version = headers.get(b"anthropic-version", _USUAL_ANTHROPIC_VERSION)
     if version != _USUAL_ANTHROPIC_VERSION:
         meaning.append(f"anthropic-version={version.decode('latin-1')}")
-    for header in (b"x-keepgate-namespace", b"x-keepgate-context"):
+    for header in _PARTITIONING:
         value = headers.get(header)
         if value is None:
             continue
         name = header.decode()
         if not value.strip() or len(value) > _LONGEST_VALUE:
             raise RequestError(f"the header {name} must have 1 to {_LONGEST_VALUE} characters", param=name)
-        text = value.decode("utf-8", "replace").strip()
+        text = value.decode("latin-1").strip()
         if header == b"x-keepgate-context":
             text = ",".join(part.strip() for part in text.split(","))
         meaning.append(f"{name}={text}")
