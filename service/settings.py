@@ -397,7 +397,7 @@ def _contradictions(settings: Settings, doubtful: frozenset[str]) -> Iterator[tu
     """What is well formed and cannot work. Sections in `doubtful` are incomplete: nothing is concluded from what they
     lack."""
     server, embedder = settings.server, settings.cache.embedder
-    if not _is_loopback(server.host) and not settings.keys.require and "keys" not in doubtful:
+    if not is_loopback(server.host) and not settings.keys.require and "keys" not in doubtful:
         yield (
             "server.host",
             "is open to others: set keys.require: true, or server.host to a loopback address",
@@ -501,7 +501,7 @@ def _is_registered(seam: str, name: str) -> bool:
     return name in registry.BUILT_IN[seam] or name in registry.names(seam)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:

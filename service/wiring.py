@@ -28,7 +28,7 @@ from service.pipeline.gateway import Gateway
 from service.pipeline.semantic_tier import SemanticTier
 from service.routing.aliases import Aliases, Route, Target, route
 from service.routing.catalog import Catalog
-from service.settings import EndpointSettings, ModelSettings, Settings, UpstreamSettings, load
+from service.settings import EndpointSettings, ModelSettings, Settings, UpstreamSettings, is_loopback, load
 from service.telemetry import logs
 from service.telemetry.group import Group
 from service.telemetry.metrics import Metrics
@@ -75,6 +75,7 @@ class Runtime:
         self._environ = environ
         self._background: set[asyncio.Task[None]] = set()
         self._flights = Flights()
+        self._reloading = asyncio.Lock()
         self._recorder: Recorder | None = None
         self.keyring: Keyring
         self.exact: ExactTier
@@ -91,9 +92,8 @@ class Runtime:
         store = await asyncio.to_thread(open_exact_store, settings)
         deadline = None if settings.cache.exact.store in _IMMEDIATE else settings.cache.exact.deadline
         self.exact = ExactTier(store, deadline=deadline, metrics=self.metrics)
-        if any(endpoint.cache.mode in ("semantic", "shadow") for endpoint in settings.endpoints):
-            self.semantic = await asyncio.to_thread(self._open_semantic, settings)
-            self._spawn(self.semantic.load())
+        if _semantic_somewhere(settings):
+            await self._open_semantic(settings)
         if settings.logs.requests != "off":
             target = _STDERR if settings.logs.requests == "stderr" else Path(settings.logs.requests)
             self._recorder = Recorder(target)
@@ -105,27 +105,35 @@ class Runtime:
         await self.group.start()
 
     def reload(self) -> None:
-        """Reads the configuration again. One that cannot be used is refused and logged, and the old one stays."""
+        """Reads the configuration again, soon. One that cannot be used is refused and logged, and the old one stays."""
         if self._recorder is not None:
             self._recorder.reopen()
-        try:
-            settings = load(self._config, self._environ)
-        except ConfigError as error:
-            _refused(error)
-            return
-        old = self.state
-        for section in _NEEDS_RESTART:
-            if getattr(settings, section) != getattr(old.settings, section):
-                log.warning("%s has changed: that takes effect with the next start", section)
-        kept = {s.name: old.gateway.upstreams[s.name] for s in old.settings.upstreams if s in settings.upstreams}
-        try:
-            self.state = self._compiled(settings, kept)
-        except (ConfigError, BackendError) as error:
-            _refused(error)
-            return
-        dropped = [upstream for name, upstream in old.gateway.upstreams.items() if name not in kept]
-        self._spawn(_closed_when_idle(old.gateway, dropped))
-        log.info("the configuration was read again")
+        self._spawn(self._reload())
+
+    async def _reload(self) -> None:
+        async with self._reloading:  # two signals at once: the second reads what the file is by then
+            old = self.state
+            try:
+                settings = await asyncio.to_thread(load, self._config, self._environ)
+                if not settings.keys.require and not is_loopback(self._settings.server.host):
+                    # The file may name another address by now; this is the one that is listened on.
+                    raise ConfigError("keys.require: must stay true while the gateway listens beyond loopback")
+                if self.semantic is None and _semantic_somewhere(settings):
+                    await self._open_semantic(self._settings)
+                same = {
+                    s.name: old.gateway.upstreams[s.name] for s in old.settings.upstreams if s in settings.upstreams
+                }
+                self.state = self._compiled(settings, same)
+            except (ConfigError, BackendError) as error:
+                for problem in str(error).splitlines():
+                    log.error("the new configuration is refused, the old one stays: %s", problem)  # noqa: TRY400  # no traceback for a typing error
+                return
+            for section in _NEEDS_RESTART:
+                if getattr(settings, section) != getattr(self._settings, section):
+                    log.warning("%s has changed: that takes effect with the next start", section)
+            dropped = [upstream for name, upstream in old.gateway.upstreams.items() if name not in same]
+            self._spawn(_closed_when_idle(old.gateway, dropped))
+            log.info("the configuration was read again")
 
     def tiers(self) -> dict[str, str]:
         """Each configured tier: `up`, `degraded` or `loading`."""
@@ -163,7 +171,11 @@ class Runtime:
         if self._recorder is not None:
             await asyncio.to_thread(self._recorder.close)
 
-    def _open_semantic(self, settings: Settings) -> SemanticTier:
+    async def _open_semantic(self, settings: Settings) -> None:
+        self.semantic = await asyncio.to_thread(self._semantic, settings)
+        self._spawn(self.semantic.load())
+
+    def _semantic(self, settings: Settings) -> SemanticTier:
         chosen = settings.cache.embedder
         embedder = registry.create("embedding", chosen.kind, **_embedder_options(settings))
         options: dict[str, object] = {"dimensions": embedder.dimensions}
@@ -210,9 +222,8 @@ class Runtime:
         task.add_done_callback(self._background.discard)
 
 
-def _refused(error: Exception) -> None:
-    for problem in str(error).splitlines():
-        log.error("the new configuration is refused, the old one stays: %s", problem)
+def _semantic_somewhere(settings: Settings) -> bool:
+    return any(endpoint.cache.mode in ("semantic", "shadow") for endpoint in settings.endpoints)
 
 
 def storage(settings: Settings) -> Path:
