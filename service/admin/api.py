@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import Depends, FastAPI, HTTPException, Query
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 
 from models.key import VirtualKey
@@ -35,7 +36,8 @@ class Cleared(BaseModel):
 
 
 def management(runtime: Runtime) -> FastAPI:
-    app = FastAPI(
+    app: FastAPI = FastAPIOffline(  # the page's scripts come from here: no content network sees who administers what
+        redoc_url=None,
         title="Keepgate",
         version=version("keepgate"),
         description="The management API. Inference is served under /v1, as the OpenAI API has it.",
