@@ -13,7 +13,7 @@ import msgspec
 from backends.keyring.base import Keyring
 from backends.upstream.base import ChunkStream, Reply, Upstream
 from models.completion import Completion, Entry, Usage
-from models.errors import GatewayError, NotCached
+from models.errors import GatewayError, NotCached, RequestError
 from models.request import Request
 from service.caching.assembly import Assembly
 from service.caching.eligibility import keepable, not_semantic
@@ -103,7 +103,11 @@ class Gateway:
         meaning = self._meaning(request, context, route)
         if len(request.raw) > _LARGE:
             await asyncio.sleep(0)
-        key = exact_key(request.body, meaning)
+        try:
+            key = exact_key(request.body, meaning)
+        except RecursionError:
+            # It could just be decoded, and encoding needs a little more of the stack.
+            raise RequestError("the body is nested too deeply") from None
 
         if asked.lookup:
             entry = await self.exact.lookup(context, key)
@@ -191,7 +195,7 @@ class Gateway:
             completion = await self._called(request, context, flight, route, reservation)
 
             entry = self.exact.entry(context, key or "", completion, f"{flight.upstream}/{flight.upstream_model}")
-            if key is None or not asked.store or not self._may_keep(completion, context, route, flight):
+            if key is None or not asked.store or not self._may_keep(completion, request, context, route, flight):
                 self._land(flight, together, entry)
                 return
             flight.finish(entry)
@@ -201,6 +205,8 @@ class Gateway:
                     await self.semantic.keep(context, asking, found.vector, entry)
         except GatewayError as error:
             flight.fail(error)
+        except RecursionError:
+            flight.fail(RequestError("the body is nested too deeply"))
         finally:
             self.flying -= 1
 
@@ -221,22 +227,26 @@ class Gateway:
             )
             flight.headers = reply.headers
             if isinstance(reply, Reply):
-                completion = whole(reply.body, request)
+                completion = await whole(reply.body, request)
                 usage = completion.usage
                 return completion
             try:
                 await _collect(reply, assembly, flight)
             finally:
                 await reply.close()
-                usage = assembly.usage or estimated(request, assembly.text())
+                usage = assembly.usage or await estimated(request, assembly.text())
             return assembly.completion(usage)
         finally:
             # Also when the client hung up or the stream broke: what was generated is paid for.
             settle(reservation, usage, request, context, self.metrics)
 
-    def _may_keep(self, completion: Completion, context: Context, route: Route, flight: Flight) -> bool:
+    def _may_keep(
+        self, completion: Completion, request: Request, context: Context, route: Route, flight: Flight
+    ) -> bool:
         if not keepable(completion, context.endpoint.keep):
             return False
+        if request.operation != "embedding" and not completion.finish_reasons:
+            return False  # a reply without choices says nothing: worth asking again
         fell_back = all((t.upstream, t.model) != (flight.upstream, flight.upstream_model) for t in route.targets)
         return not fell_back or context.endpoint.fallback_answers
 
@@ -278,7 +288,7 @@ def _not_cached(request: Request, asked: Directives) -> str | None:
     """Why no tier is looked up and nothing is kept, or None."""
     if asked.mode == "off":
         return "off"
-    if any(request.body.get(name) for name in STATEFUL):
+    if not STATEFUL.isdisjoint(request.body) and any(request.body.get(name) for name in STATEFUL):
         return "stateful"
     return None
 
