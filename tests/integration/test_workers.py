@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -38,6 +39,9 @@ def shared_pair(tmp_path_factory: pytest.TempPathFactory, provider: Mock) -> Ite
     directory = tmp_path_factory.mktemp("pair")
     config = settings(directory, provider.url, endpoints=[{"name": "default", "cache": {"mode": "semantic"}}])
     with running_gateway(directory, config, "--workers", "2") as gateway:
+        # Each worker is ready by itself, and /health/ready spoke for one of them.
+        probe = partial(each_worker, gateway, "ready?", "probe", control="no-store")
+        eventually(lambda: not any("loading" in each.headers["cache-status"] for each in probe().values()))
         yield gateway
 
 
@@ -66,10 +70,10 @@ def fresh(gateway: Gateway, text: str, model: str, **headers: str) -> httpx.Resp
 
 
 def each_worker(
-    gateway: Gateway, text: str, model: str, *, count: int = 2, cached_only: bool = False
+    gateway: Gateway, text: str, model: str, *, count: int = 2, control: str | None = None
 ) -> dict[str, httpx.Response]:
     """The latest answer of each worker, once all of them gave one."""
-    headers = {"Cache-Control": "only-if-cached"} if cached_only else {}
+    headers = {} if control is None else {"Cache-Control": control}
     answers: dict[str, httpx.Response] = {}
 
     def asked_all() -> bool:
@@ -141,7 +145,7 @@ def test_an_answer_that_one_worker_got_is_a_semantic_hit_on_all(pair: Gateway, m
     first = fresh(pair, QUESTION, model)
     pair.await_similar(REPHRASED, model=model)
 
-    answers = each_worker(pair, REPHRASED, model, cached_only=True)
+    answers = each_worker(pair, REPHRASED, model, control="only-if-cached")
 
     assert [answer.headers["x-keepgate-cache"] for answer in answers.values()] == ["semantic"] * 2
     assert {text_of(answer) for answer in answers.values()} == {text_of(first)}
@@ -156,7 +160,7 @@ def test_clearing_an_endpoint_empties_it_for_all_workers(pair: Gateway, model: s
 
     assert cleared.json()["entries"] >= 1
     for text in (QUESTION, REPHRASED):
-        answers = each_worker(pair, text, model, cached_only=True)
+        answers = each_worker(pair, text, model, control="only-if-cached")
         assert [answer.status_code for answer in answers.values()] == [504] * 2
 
 
