@@ -243,7 +243,7 @@ class UpstreamSettings(_Section):
     api_key: Secret | None = None
     auth: Literal["key", "passthrough"] = "key"
     connect_timeout: Period = 5.0
-    read_timeout: Period = 60.0
+    read_timeout: Period = 300.0
     total_timeout: Period = 600.0
     proxy: Annotated[str, AfterValidator(_proxy)] | None = Field(default=None, repr=False)
     ca_file: File | None = None

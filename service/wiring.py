@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
@@ -39,7 +40,8 @@ log = logging.getLogger("keepgate.wiring")
 # Stores that answer from memory: waiting on a deadline would cost more than the look-up.
 _IMMEDIATE = frozenset({"lmdb", "memory"})
 # Read once, when the process starts; a reload says so and keeps them as they are.
-_NEEDS_RESTART = ("server", "storage", "cache", "redis", "qdrant", "admin", "logs")
+_SERVER = ("server.host", "server.port", "server.workers", "server.tls", "server.drain")
+_NEEDS_RESTART = (*_SERVER, "storage", "cache", "redis", "qdrant", "admin", "logs")
 _LANDING = 5.0
 _SECRET_BYTES = 32
 _STDERR = 2
@@ -128,9 +130,10 @@ class Runtime:
                 for problem in str(error).splitlines():
                     log.error("the new configuration is refused, the old one stays: %s", problem)  # noqa: TRY400  # no traceback for a typing error
                 return
-            for section in _NEEDS_RESTART:
-                if getattr(settings, section) != getattr(self._settings, section):
-                    log.warning("%s has changed: that takes effect with the next start", section)
+            for path in _NEEDS_RESTART:
+                value = attrgetter(path)
+                if value(settings) != value(self._settings):
+                    log.warning("%s has changed: that takes effect with the next start", path)
             dropped = [upstream for name, upstream in old.gateway.upstreams.items() if name not in same]
             self._spawn(_closed_when_idle(old.gateway, dropped))
             log.info("the configuration was read again")

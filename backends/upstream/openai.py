@@ -47,7 +47,7 @@ class OpenAIUpstream:
         api_key: str | None = None,
         auth: Literal["key", "passthrough"] = "key",
         connect_timeout: float = 5.0,
-        read_timeout: float = 60.0,
+        read_timeout: float = 300.0,
         total_timeout: float = 600.0,
         max_answer_bytes: int = 64 * 2**20,
         proxy: str | None = None,
