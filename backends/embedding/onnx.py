@@ -143,7 +143,9 @@ class _Encoder:
 
 def _inspect(path: Path) -> tuple[str, int, int]:
     """Revision, dimensions and window of a local folder."""
-    import onnx  # only for a folder of the user's own
+    # Only for a folder of the user's own.
+    import onnx
+    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load(str(path / "model.onnx"), load_external_data=False)
@@ -154,8 +156,10 @@ def _inspect(path: Path) -> tuple[str, int, int]:
             or (_json(path / "tokenizer.json").get("truncation") or {}).get("max_length")
             or config.get("max_position_embeddings")
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DecodeError) as error:
         raise ConfigError(f"cache.embedder.path: {path} holds no ONNX sentence encoder ({error})") from error
+    if not model.graph.output:  # so is an empty file read
+        raise ConfigError(f"cache.embedder.path: {path}/model.onnx has no output")
     outputs = {output.name: output for output in model.graph.output}
     output = outputs.get("sentence_embedding", model.graph.output[0])
     width = output.type.tensor_type.shape.dim[-1].dim_value or config.get("hidden_size")

@@ -293,6 +293,15 @@ def test_a_local_folder_without_a_model_is_a_configuration_error(tmp_path: Path)
         OnnxEmbedder(path=tmp_path)
 
 
+@pytest.mark.parametrize("model", [b"", b"no model at all"])
+def test_a_local_folder_with_a_damaged_model_is_a_configuration_error(tmp_path: Path, model: bytes) -> None:
+    (tmp_path / "model.onnx").write_bytes(model)
+    (tmp_path / "tokenizer.json").write_text("{}")
+
+    with pytest.raises(ConfigError, match=r"cache\.embedder\.path"):
+        OnnxEmbedder(path=tmp_path)
+
+
 def test_frequent_words_weigh_less_in_the_table_of_words() -> None:
     words = np.random.default_rng(1).standard_normal((2000, 384)).astype(np.float32)
 
