@@ -1,13 +1,16 @@
 """Virtual keys: made, hashed, and checked."""
 
 import hashlib
+import logging
 import secrets
 from collections.abc import Mapping, Sequence
 
 from backends.keyring.base import Keyring
-from models.errors import AccessError
+from models.errors import AccessError, BackendError, GatewayError
 from models.key import VirtualKey
 from service.context import Caller, Scope
+
+log = logging.getLogger("keepgate.keys")
 
 PREFIX = "kg-"
 _HEADERS = (b"x-api-key", b"x-goog-api-key", b"api-key")
@@ -68,7 +71,7 @@ def identify(
         else:
             foreign = foreign or credential
     if secret is not None:
-        key = keyring.find(digest(secret))
+        key = _found(keyring, secret)
         if key is None or key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
             raise AccessError("this key is unknown, expired or revoked; make one with: keepgate keys create")
         return Caller(partition=_partition(key, scope), key=key, credential=foreign)
@@ -77,6 +80,15 @@ def identify(
             "a Keepgate key is required: send it as Authorization: Bearer kg-...; make one with: keepgate keys create"
         )
     return Caller(partition="everyone", credential=foreign)
+
+
+def _found(keyring: Keyring, secret: str) -> VirtualKey | None:
+    try:
+        return keyring.find(digest(secret))
+    except BackendError as error:
+        # Closed: whoever cannot be told apart is not let in.
+        log.error("a key could not be checked: %s", error)  # noqa: TRY400  # the cause is in the message
+        raise GatewayError("keys cannot be checked now: the gateway's log has the cause") from error
 
 
 def _partition(key: VirtualKey, scope: Scope | None) -> str:
