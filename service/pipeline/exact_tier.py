@@ -5,6 +5,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import msgspec
 
@@ -15,6 +16,9 @@ from service.context import Context
 from service.telemetry.metrics import Metrics
 
 log = logging.getLogger("keepgate.cache")
+
+# They fail and recover apart: a full disk refuses writes and is read as before.
+Activity = Literal["reading", "writing"]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Entry).decode
@@ -37,7 +41,7 @@ class ExactTier:
         self._metrics = metrics
         self._clock = clock
         self._random = randomness
-        self._degraded = False
+        self._failing: set[Activity] = set()
 
     async def lookup(self, context: Context, key: str) -> Entry | None:
         """The live entry, no older than the request's `max-age`."""
@@ -46,11 +50,11 @@ class ExactTier:
         try:
             entry = await self.fetch(context, key)
         except (BackendError, TimeoutError) as error:
-            self._fails(error)
+            self.fails("reading", error)
             self._metrics.cache_lookups.add((endpoint, "exact", "error"))
             return None
-        if self._degraded:
-            self._recovers()
+        if self._failing:
+            self._works("reading")
         self._metrics.cache_lookups.add((endpoint, "exact", "miss" if entry is None else "hit"))
         self._metrics.cache_lookup_seconds.observe(("exact",), time.perf_counter() - started)
         return entry
@@ -85,25 +89,26 @@ class ExactTier:
         try:
             await self.store.put(namespace(context), entry.entry_id, _encode(entry), ttl=ttl)
         except BackendError as error:
-            self._fails(error)
+            self.fails("writing", error)
             return False
-        if self._degraded:
-            self._recovers()
+        if self._failing:
+            self._works("writing")
         return True
 
     def now(self) -> float:
         return self._clock()
 
-    def _fails(self, error: Exception) -> None:
-        if not self._degraded:
-            self._degraded = True
-            log.warning("the exact tier is degraded: %s", str(error) or type(error).__name__)
+    def fails(self, what: Activity, error: Exception) -> None:
+        if what not in self._failing:
+            self._failing.add(what)
+            log.warning("the exact tier is degraded (%s): %s", what, str(error) or type(error).__name__)
         self._metrics.degraded.set(("exact",), 1)
 
-    def _recovers(self) -> None:
-        self._degraded = False
-        log.info("the exact tier is well again")
-        self._metrics.degraded.set(("exact",), 0)
+    def _works(self, what: Activity) -> None:
+        self._failing.discard(what)
+        if not self._failing:
+            log.info("the exact tier is well again")
+            self._metrics.degraded.set(("exact",), 0)
 
 
 def namespace(context: Context) -> str:

@@ -18,7 +18,7 @@ from models.errors import BackendError, TextRefused, TextTooLong
 from service.caching.identity import Question
 from service.caching.threshold import near_enough, nearest_rejected
 from service.context import Context
-from service.pipeline.exact_tier import ExactTier, namespace
+from service.pipeline.exact_tier import Activity, ExactTier, namespace
 from service.telemetry.metrics import Metrics
 
 log = logging.getLogger("keepgate.cache")
@@ -57,7 +57,7 @@ class SemanticTier:
         self._deadline = deadline
         self._metrics = metrics
         self._clock = clock
-        self._degraded: set[str] = set()
+        self._failing: set[tuple[str, Activity]] = set()
         self.loaded = False  # the embedder is there
         self.settled = False  # it is there, or it was tried and is declared degraded
 
@@ -100,7 +100,10 @@ class SemanticTier:
         except TextRefused as error:
             return Found(detail="too-long" if isinstance(error, TextTooLong) else "not-text")
         except (BackendError, TimeoutError) as error:
-            self._fails(component, error)
+            if component == "exact":
+                self._exact.fails("reading", error)
+            else:
+                self._fails(component, error)
             self._metrics.cache_lookups.add((endpoint, "semantic", "error"))
             found.detail = "degraded"
             return found
@@ -121,10 +124,14 @@ class SemanticTier:
             if ttl > 0:
                 where = self._namespace(context, question)
                 await self.vectors.upsert(where, entry.entry_id, vector, question.text.encode(), ttl=ttl)
+                self._recovers("vector", "writing")
         except TextRefused:
             return
         except BackendError as error:
-            self._fails("vector" if vector is not None else "embedder", error)
+            if vector is None:
+                self._fails("embedder", error)
+            else:
+                self._fails("vector", error, "writing")
 
     async def _live(
         self, context: Context, neighbors: Sequence[Neighbor], threshold: float
@@ -138,14 +145,17 @@ class SemanticTier:
     def _namespace(self, context: Context, question: Question) -> str:
         return f"{namespace(context)}/{question.namespace}"
 
-    def _fails(self, component: str, error: Exception) -> None:
-        if component not in self._degraded:
-            self._degraded.add(component)
-            log.warning("the semantic tier is degraded (%s): %s", component, str(error) or type(error).__name__)
+    def _fails(self, component: str, error: Exception, what: Activity = "reading") -> None:
+        if (component, what) not in self._failing:
+            self._failing.add((component, what))
+            log.warning(
+                "the semantic tier is degraded (%s, %s): %s", component, what, str(error) or type(error).__name__
+            )
         self._metrics.degraded.set((component,), 1)
 
-    def _recovers(self, component: str) -> None:
-        if component in self._degraded:
-            self._degraded.discard(component)
-            log.info("the semantic tier is well again (%s)", component)
-        self._metrics.degraded.set((component,), 0)
+    def _recovers(self, component: str, what: Activity = "reading") -> None:
+        if (component, what) in self._failing:
+            self._failing.discard((component, what))
+            log.info("the semantic tier is well again (%s, %s)", component, what)
+        if all(failing != component for failing, _ in self._failing):
+            self._metrics.degraded.set((component,), 0)
