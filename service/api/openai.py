@@ -242,7 +242,9 @@ async def _send_replay(
         async for payload in _paced(chunks, context.endpoint.replay_rate):
             await send_part(send, sse.event(payload))
     else:
-        for batch in _batches(chunks, 256):
+        for number, batch in enumerate(_batches(chunks, 256)):
+            if number:
+                await asyncio.sleep(0)  # a socket that takes everything at once never makes this task wait
             await send_part(send, sse.events(map(msgspec.json.encode, batch)))
     await send_part(send, sse.DONE)
     await send_end(send)
