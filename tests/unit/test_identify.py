@@ -11,7 +11,7 @@ from service.governance.keys import identify
 
 
 class BrokenKeyring(MemoryKeyring):
-    def find(self, digest: bytes) -> VirtualKey | None:
+    def find(self, digest: bytes) -> VirtualKey | None:  # noqa: ARG002  # the name is part of the protocol
         raise BackendError("the keyring cannot be read: MDB_CORRUPTED")
 
 
