@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -413,6 +414,34 @@ def test_a_reader_that_stops_and_stays_is_let_go_after_a_minute(gateway: Gateway
         assert eventually(lambda: gateway.metric("keepgate_inflight") == 1)
 
         assert eventually(lambda: gateway.metric("keepgate_inflight") == 0, within=90)
+
+
+def test_a_reader_that_stops_does_not_keep_the_gateway_from_stopping(tmp_path: Path, mock: Mock) -> None:
+    mock.behaves(tokens=30_000)
+    body = json.dumps(question("a long story", model="m", stream=True)).encode()
+    config = settings(tmp_path, mock.url, server={"drain": "1s"}, endpoints=[{"name": "default"}])
+    with running_gateway(tmp_path, config, ready=False) as gateway, connected(gateway, receive_buffer=4_096) as stuck:
+        stuck.sendall(request_head(len(body)) + body)
+        assert eventually(lambda: gateway.metric("keepgate_inflight") == 1)
+
+        gateway.server.signal(signal.SIGTERM)
+
+        assert gateway.server.process.wait(15) == 0
+
+
+@pytest.mark.full
+def test_a_client_that_never_begins_or_never_finishes_its_headers_is_let_go(gateway: Gateway) -> None:
+    with connected(gateway) as silent, connected(gateway) as slow:
+        silent.settimeout(45)
+        slow.settimeout(45)
+        slow.sendall(b"GET /health/live HTTP/1.1\r\nHost: ")
+
+        nothing = everything(silent)
+        answer = everything(slow)
+
+    assert nothing == b""
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"request_timeout"' in answer
 
 
 def test_a_hundred_thousand_messages_are_served(gateway: Gateway, mock: Mock) -> None:
