@@ -56,8 +56,8 @@ local n = tonumber(os.getenv("KEEPGATE_BENCH_FROM"))
 request = function()
   n = n + 1
   local bits, rest = {}, n
-  repeat bits[#bits + 1] = (rest % 2 == 0) and " " or "  "; rest = math.floor(rest / 2) until rest == 0
-  return wrk.format("POST", nil, nil, (wrk.body:gsub("MARKS", table.concat(bits, "."))))
+  repeat bits[#bits + 1] = (rest % 2 == 0) and " " or "\\\\t"; rest = math.floor(rest / 2) until rest == 0
+  return wrk.format("POST", nil, nil, (wrk.body:gsub("MARKS", table.concat(bits))))
 end
 """
 
