@@ -218,7 +218,7 @@ def outcomes(gateway: Gateway, model: str, endpoint: str | None, first: str, sec
     """What `second` gets for the same question, for a rephrasing, and for one of their own, after `first` asked."""
     asked = gateway.ask(QUESTION, model=model, endpoint=endpoint, headers=bearer(first))
     assert asked.headers["x-keepgate-cache"] == "miss"
-    gateway.await_similar(REPHRASED, model=model, endpoint=endpoint, headers=bearer(first))
+    gateway.await_cached(REPHRASED, model=model, endpoint=endpoint, headers=bearer(first))
     cached = {**bearer(second), "Cache-Control": "only-if-cached"}
     similar = gateway.ask(REPHRASED, model=model, endpoint=endpoint, headers=cached)
     same = gateway.ask(QUESTION, model=model, endpoint=endpoint, headers=bearer(second))
@@ -336,7 +336,7 @@ def test_passthrough_hands_on_the_providers_credential_and_never_the_key(
 
 def test_two_credentials_never_share_an_entry_or_a_similar_one(passing: Gateway, mock: Mock, model: str) -> None:
     passing.ask(QUESTION, model=model, headers=bearer("sk-one"))
-    passing.await_similar(REPHRASED, model=model, headers=bearer("sk-one"))
+    passing.await_cached(REPHRASED, model=model, headers=bearer("sk-one"))
 
     answers = [
         passing.ask(REPHRASED, model=model, headers={**bearer("sk-two"), "Cache-Control": "only-if-cached"}),

@@ -97,7 +97,8 @@ def test_clearing_one_endpoint_leaves_the_others(gateway: Gateway, model: str) -
 
     for endpoint in ("lenient", "exact"):
         gateway.ask(QUESTION, model=model, endpoint=endpoint)
-    gateway.await_similar(REPHRASED, model=model, endpoint="lenient")
+    gateway.await_cached(REPHRASED, model=model, endpoint="lenient")
+    gateway.await_cached(QUESTION, model=model, endpoint="exact")
 
     cleared = gateway.admin("DELETE", "/cache", params={"endpoint": "lenient"})
 

@@ -285,14 +285,14 @@ def test_an_embedder_that_fails_costs_no_answer_and_at_most_its_deadline(
     degraded: dict[str, float] = {}
     embeddings_api.reset()
     gateway.ask("how do I reset my password today?", model=model)
-    assert gateway.await_similar("how do I reset my password today", model=model)
+    assert gateway.await_cached("how do I reset my password today", model=model)
     embeddings_api.behaves(fault=fault)
 
     answer = gateway.ask(f"how do I live with {fault}?", model=model)
     degraded["during"] = gateway.metric("keepgate_degraded", component="embedder")
     overhead_us = int(answer.headers["x-keepgate-overhead-us"])
     embeddings_api.reset()
-    similar = gateway.await_similar("how do I reset my password, today?", model=model)
+    similar = gateway.await_cached("how do I reset my password, today?", model=model)
     degraded["after"] = gateway.metric("keepgate_degraded", component="embedder")
 
     assert answer.status_code == 200
@@ -403,7 +403,7 @@ def test_damaged_stores_are_moved_aside_and_lost_keys_let_nobody_in(
         old = {"Authorization": f"Bearer {gateway.make_key('old')}"}
         for number in range(20):
             gateway.ask(f"how do I reset the password of account {number}?", model="m", headers=old)
-        assert gateway.await_similar("how do I reset the password of account 7", model="m", headers=old)
+        assert gateway.await_cached("how do I reset the password of account 7", model="m", headers=old)
     stores = sorted((tmp_path / "data").rglob("data.mdb"))
     for store in stores:
         damage(store)
@@ -454,7 +454,7 @@ def test_two_gateways_on_one_storage_are_one_cache(tmp_path: Path, mock: Mock) -
         asked = one.ask("how do I reset my password?", model="m")
         repeated = other.ask("how do I reset my password?", model="m")
         other.ask("where is the capital of France?", model="m")
-        rephrased = one.await_similar("where is the capital of France", model="m")
+        rephrased = one.await_cached("where is the capital of France", model="m")
 
     assert asked.headers["x-keepgate-cache"] == "miss"
     assert repeated.headers["x-keepgate-cache"] == "exact"

@@ -210,6 +210,38 @@ async def test_a_failure_before_the_first_byte_reaches_each_follower_as_a_status
     assert gateway.ask(QUESTION, model=model, endpoint="exact").headers["x-keepgate-cache"] == "miss"
 
 
+async def test_each_of_a_flight_gets_usage_as_it_asked(session: aiohttp.ClientSession, mock: Mock, model: str) -> None:
+    mock.behaves(latency=400)
+
+    async def chunks(**fields: Any) -> list[Any]:
+        body = question(QUESTION, model=model, stream=True, **fields)
+        async with session.post("/e/exact/v1/chat/completions", json=body) as answer:
+            *events, _ = events_of(await answer.text())
+            return [msgspec.json.decode(event) for event in events]
+
+    without, with_usage = await asyncio.gather(chunks(), chunks(stream_options={"include_usage": True}))
+
+    assert mock.calls() == 1
+    assert not any(chunk.get("usage") for chunk in without)
+    assert with_usage[:-1] == without
+    assert with_usage[-1]["usage"]["total_tokens"] > 0
+
+
+async def test_who_waits_for_the_whole_of_a_stream_that_breaks_gets_a_status(
+    session: aiohttp.ClientSession, mock: Mock, model: str
+) -> None:
+    mock.behaves(chunk_delay=40, tokens=30, fault="cut", fault_times=1)
+    leader = asyncio.create_task(ask(session, model, stream=True))
+    await until(lambda: mock.calls() == 1)
+
+    status, outcome, text = await ask(session, model)
+
+    assert (await leader)[0] == 200
+    assert (status, outcome) == (502, "coalesced")
+    assert msgspec.json.decode(text)["error"]["code"] == "upstream_error"
+    assert mock.calls() == 1
+
+
 async def test_a_stream_that_breaks_breaks_for_each_follower(
     session: aiohttp.ClientSession, mock: Mock, model: str
 ) -> None:

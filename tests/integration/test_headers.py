@@ -1,5 +1,6 @@
 """Request and response headers, routes and refusals, as docs/api.md promises them."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 import trustme
 
 from tests.integration.conftest import with_endpoints
-from tests.support.gateway import Gateway, Mock, running_gateway, text_of
+from tests.support.gateway import Gateway, Mock, eventually, question, running_gateway, text_of
 
 QUESTION = "How do I renew my passport?"
 REPHRASED = "How can I renew my passport?"
@@ -42,7 +43,7 @@ def code(answer: httpx.Response) -> tuple[int, str]:
 def asked(gateway: Gateway, model: str) -> httpx.Response:
     """The first answer to QUESTION, which a rephrasing finds from now on."""
     answer = gateway.ask(QUESTION, model=model)
-    gateway.await_similar(REPHRASED, model=model)
+    gateway.await_cached(REPHRASED, model=model)
     return answer
 
 
@@ -151,18 +152,20 @@ def test_no_cache_asks_upstream_and_refreshes_the_entry(gateway: Gateway, mock: 
 
     assert outcome(refreshed) == "bypass"
     assert "fwd=request" in refreshed.headers["cache-status"]
-    again = gateway.ask(QUESTION, model=model, endpoint="exact")
-    assert outcome(again) == "exact"
-    assert text_of(again) == text_of(refreshed) != text_of(first)
+    assert text_of(refreshed) != text_of(first)
+    eventually(lambda: text_of(gateway.ask(QUESTION, model=model, endpoint="exact")) == text_of(refreshed))
+    assert mock.calls() == 2
 
 
 def test_no_store_is_answered_and_not_kept(gateway: Gateway, mock: Mock, model: str) -> None:
-    outcomes = [
-        outcome(gateway.ask(QUESTION, model=model, headers={"Cache-Control": value}))
-        for value in ("no-store", "no-store", "max-age=60", "no-store")
-    ]
+    def asked(directive: str) -> str:
+        return outcome(gateway.ask(QUESTION, model=model, headers={"Cache-Control": directive}))
 
-    assert outcomes == ["miss", "miss", "miss", "exact"]
+    before = [asked(directive) for directive in ("no-store", "no-store", "max-age=60")]
+    gateway.await_cached(QUESTION, model=model)
+
+    assert before == ["miss", "miss", "miss"]
+    assert asked("no-store") == "exact"
     assert mock.calls() == 3
 
 
@@ -172,6 +175,20 @@ def test_no_cache_and_no_store_together_leave_the_entry_alone(gateway: Gateway, 
 
     gateway.ask(QUESTION, model=model, endpoint="exact", headers={"Cache-Control": "No-Cache, NO-STORE"})
 
+    assert text_of(gateway.ask(QUESTION, model=model, endpoint="exact")) == text_of(first)
+
+
+def test_directives_on_several_lines_are_one_list(gateway: Gateway, mock: Mock, model: str) -> None:
+    first = gateway.ask(QUESTION, model=model, endpoint="exact")
+    mock.behaves(tokens=7)
+    lines = [("Cache-Control", "no-store"), ("Cache-Control", "no-cache"), ("Content-Type", "application/json")]
+
+    refreshed = gateway.client.post(
+        "/e/exact/v1/chat/completions", content=json.dumps(question(QUESTION, model=model)), headers=lines
+    )
+
+    assert outcome(refreshed) == "bypass"
+    assert text_of(refreshed) != text_of(first)
     assert text_of(gateway.ask(QUESTION, model=model, endpoint="exact")) == text_of(first)
 
 
@@ -272,7 +289,7 @@ def test_an_entry_is_gone_when_its_ttl_is_over(gateway: Gateway, model: str) -> 
 def test_a_partition_is_equality_in_both_tiers(gateway: Gateway, model: str, header: str) -> None:
     mine, theirs = {header: "doc-1@3, doc-2"}, {header: "doc-1@4, doc-2"}
     before = [outcome(gateway.ask(text, model=model, headers=mine)) for text in (QUESTION,)]
-    gateway.await_similar(REPHRASED, model=model, headers=mine)
+    gateway.await_cached(REPHRASED, model=model, headers=mine)
 
     after = [outcome(gateway.ask(text, model=model, headers=mine)) for text in (QUESTION, REPHRASED)]
 
@@ -358,7 +375,7 @@ def test_what_asks_for_variety_is_exact_only(
 def test_an_endpoint_may_compare_at_a_higher_temperature(gateway: Gateway, model: str) -> None:
     gateway.ask(QUESTION, model=model, endpoint="warm", temperature=0.9)
 
-    answer = gateway.await_similar(REPHRASED, model=model, endpoint="warm", temperature=0.9)
+    answer = gateway.await_cached(REPHRASED, model=model, endpoint="warm", temperature=0.9)
 
     assert outcome(answer) == "semantic"
 
@@ -484,6 +501,14 @@ def test_probes_and_the_root_answer(gateway: Gateway) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", root.json()["version"])
 
 
+@pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/metrics", "/v1/models"])
+def test_head_is_get_without_its_body(gateway: Gateway, path: str) -> None:
+    head, get = gateway.client.head(path), gateway.client.get(path)
+
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
 def test_the_api_page_describes_the_management_api(gateway: Gateway) -> None:
     page, described = gateway.client.get("/docs"), gateway.client.get("/openapi.json")
 
@@ -520,15 +545,28 @@ def test_refusals_of_routes_have_the_dialects_body(
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory: pytest.TempPathFactory, provider: Mock) -> Iterator[Gateway]:
-    """A gateway with one named model, for pages of one origin."""
+    """A gateway with named models, one of which has a fallback, for pages of one origin."""
     directory = tmp_path_factory.mktemp("named")
     config = with_endpoints(
         directory,
         provider.url,
-        models=[{"name": "gpt", "targets": [{"upstream": "mock", "model": "mock-large"}]}],
-        endpoints=[{"name": "default", "cache": {"mode": "exact"}}],
+        models=[
+            {"name": "gpt", "targets": [{"upstream": "mock", "model": "mock-large"}]},
+            {
+                "name": "resilient",
+                "targets": [{"upstream": "down", "model": "any"}],
+                "fallbacks": ["mock/mock-small"],
+            },
+        ],
+        endpoints=[
+            {"name": "default", "cache": {"mode": "exact"}},
+            {"name": "keeps-fallbacks", "cache": {"mode": "exact", "fallback_answers": True}},
+        ],
         server={"cors_origins": [ORIGIN]},
     )
+    # Nobody listens there: port 9 is for discarding, and root's.
+    down = {"name": "down", "provider": "openai-compatible", "base_url": "http://127.0.0.1:9/v1", "api_key": "sk-x"}
+    config["upstreams"].append(down)
     with running_gateway(directory, config) as gateway:
         yield gateway
 
@@ -537,7 +575,7 @@ def test_a_model_has_the_name_that_the_configuration_gives_it(named: Gateway, mo
     listed = [card["id"] for card in named.client.get("/v1/models").json()["data"]]
     answer = named.ask(QUESTION, model="gpt")
 
-    assert listed == ["gpt"]
+    assert listed == ["gpt", "resilient"]
     assert answer.headers["x-keepgate-upstream"] == "mock/mock-large"
     assert mock.last_body()["model"] == "mock-large"
 
@@ -549,6 +587,27 @@ def test_an_unknown_model_is_a_404_with_the_names_that_exist(named: Gateway, pat
     for answer in (asked, card):
         assert code(answer) == (404, "model_not_found")
         assert "gpt" in answer.json()["error"]["message"]
+
+
+def test_an_upstream_that_is_down_is_named_and_not_to_be_retried(named: Gateway) -> None:
+    answer = named.ask(QUESTION, model="down/any")
+
+    assert code(answer) == (503, "upstream_unavailable")
+    assert "'down'" in answer.json()["error"]["message"]
+    assert answer.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fallback_answers_and_is_kept_only_where_the_endpoint_says_so(named: Gateway, *, stream: bool) -> None:
+    def asked(endpoint: str) -> list[httpx.Response]:
+        text = f"{QUESTION} {stream}"
+        return [named.ask(text, model="resilient", endpoint=endpoint, stream=stream) for _ in range(2)]
+
+    default, keeping = asked("default"), asked("keeps-fallbacks")
+
+    assert [outcome(answer) for answer in default] == ["miss", "miss"]
+    assert [outcome(answer) for answer in keeping] == ["miss", "exact"]
+    assert {answer.headers["x-keepgate-upstream"] for answer in (*default, keeping[0])} == {"mock/mock-small"}
 
 
 def test_a_preflight_of_a_configured_origin_is_answered(named: Gateway) -> None:

@@ -25,7 +25,7 @@ def outcome(answer: Any) -> str:
 
 def test_invoke_repeats_and_rephrases_from_the_cache(gateway: Gateway, mock: Mock, model: str, chat: Any) -> None:
     asked, repeated = chat.invoke(QUESTION), chat.invoke(QUESTION)
-    gateway.await_similar(REPHRASED, model=model)
+    gateway.await_cached(REPHRASED, model=model)
     rephrased = chat.invoke(REPHRASED)
 
     assert [outcome(answer) for answer in (asked, repeated, rephrased)] == ["miss", "exact", "semantic"]

@@ -57,7 +57,7 @@ def test_a_rephrasing_is_served_from_the_semantic_cache(
     client: openai.OpenAI, gateway: Gateway, mock: Mock, model: str
 ) -> None:
     _, answer = ask(client, QUESTION, model)
-    gateway.await_similar(REPHRASED, model=model)
+    gateway.await_cached(REPHRASED, model=model)
 
     raw = client.chat.completions.with_raw_response.create(
         model=model, messages=[{"role": "user", "content": REPHRASED}]
@@ -72,7 +72,7 @@ def test_a_rephrasing_is_served_from_the_semantic_cache(
 
 def test_another_question_is_not(client: openai.OpenAI, gateway: Gateway, mock: Mock, model: str) -> None:
     ask(client, QUESTION, model)
-    gateway.await_similar(REPHRASED, model=model)
+    gateway.await_cached(REPHRASED, model=model)
 
     outcome, _ = ask(client, "What is the capital of Mongolia?", model)
 
@@ -99,7 +99,7 @@ def test_a_field_that_changes_the_answer_is_never_bridged(
     client: openai.OpenAI, gateway: Gateway, model: str, fields: dict[str, Any]
 ) -> None:
     ask(client, QUESTION, model)
-    gateway.await_similar(REPHRASED, model=model)
+    gateway.await_cached(REPHRASED, model=model)
 
     asked = {"messages": [{"role": "user", "content": REPHRASED}], **fields}
     raw = client.chat.completions.with_raw_response.create(model=model, **asked)
@@ -167,7 +167,7 @@ def test_an_answer_that_came_whole_replays_streamed(client: openai.OpenAI, model
 
 def test_a_rephrasing_streams_from_the_cache(client: openai.OpenAI, gateway: Gateway, mock: Mock, model: str) -> None:
     _, answer = ask(client, QUESTION, model)
-    gateway.await_similar(REPHRASED, model=model)
+    gateway.await_cached(REPHRASED, model=model)
 
     raw = client.chat.completions.with_raw_response.create(
         model=model, messages=[{"role": "user", "content": REPHRASED}], stream=True
@@ -297,7 +297,7 @@ async def test_the_async_client_asks_repeats_rephrases_and_streams(
     outcomes, texts = [], []
     for text in (QUESTION, QUESTION, REPHRASED):
         if text is REPHRASED:
-            gateway.await_similar(text, model=model)
+            gateway.await_cached(text, model=model)
         raw = await async_client.chat.completions.with_raw_response.create(
             model=model, messages=[{"role": "user", "content": text}]
         )

@@ -133,6 +133,7 @@ class RunningStream:
 
 def test_an_answer_that_one_worker_got_is_an_exact_hit_on_all(pair: Gateway, mock: Mock, model: str) -> None:
     first = fresh(pair, QUESTION, model)
+    pair.await_cached(QUESTION, model=model)
 
     answers = each_worker(pair, QUESTION, model)
 
@@ -143,7 +144,7 @@ def test_an_answer_that_one_worker_got_is_an_exact_hit_on_all(pair: Gateway, moc
 
 def test_an_answer_that_one_worker_got_is_a_semantic_hit_on_all(pair: Gateway, mock: Mock, model: str) -> None:
     first = fresh(pair, QUESTION, model)
-    pair.await_similar(REPHRASED, model=model)
+    pair.await_cached(REPHRASED, model=model)
 
     answers = each_worker(pair, REPHRASED, model, control="only-if-cached")
 
@@ -154,7 +155,7 @@ def test_an_answer_that_one_worker_got_is_a_semantic_hit_on_all(pair: Gateway, m
 
 def test_clearing_an_endpoint_empties_it_for_all_workers(pair: Gateway, model: str) -> None:
     fresh(pair, QUESTION, model)
-    pair.await_similar(REPHRASED, model=model)
+    pair.await_cached(REPHRASED, model=model)
 
     cleared = pair.admin("DELETE", "/cache", params={"endpoint": "default"})
 
@@ -178,6 +179,21 @@ def test_metrics_of_any_worker_are_those_of_all(pair: Gateway, model: str) -> No
         asked += 1
 
     assert {counted() for _ in range(8)} == {before + asked}
+
+
+def test_two_gateways_on_one_storage_are_one_cache(pair: Gateway, mock: Mock, model: str, tmp_path: Path) -> None:
+    beside = settings(tmp_path, mock.url, endpoints=[{"name": "default", "cache": {"mode": "semantic"}}])
+    beside["storage"] = {"path": str(pair.config.parent / "data")}
+    with running_gateway(tmp_path, beside) as other:
+        pair.ask(QUESTION, model=model)
+        exact = other.await_cached(QUESTION, model=model)
+        semantic = other.await_cached(REPHRASED, model=model)
+        other.ask("Who wrote Faust?", model=model)
+        back = pair.await_cached("Who wrote Faust?", model=model)
+
+    outcomes = [answer.headers["x-keepgate-cache"] for answer in (exact, semantic, back)]
+    assert outcomes == ["exact", "semantic", "exact"]
+    assert mock.calls() == 2
 
 
 # --- read again
@@ -216,7 +232,7 @@ def test_a_reload_changes_the_threshold(tmp_path: Path, mock: Mock, model: str) 
 
     with running_gateway(tmp_path, config(0.9)) as gateway:
         gateway.ask(QUESTION, model=model)
-        gateway.await_similar(REPHRASED, model=model)
+        gateway.await_cached(REPHRASED, model=model)
 
         gateway.configure(config(0.999))
         gateway.server.signal(signal.SIGHUP)
@@ -308,7 +324,7 @@ def test_what_was_answered_before_a_stop_or_a_kill_is_there_after_the_next_start
     config = settings(tmp_path, mock.url, endpoints=[{"name": "default", "cache": {"mode": "semantic"}}])
     with running_gateway(tmp_path, config) as first:
         first.ask(QUESTION, model=model)
-        first.await_similar(REPHRASED, model=model)
+        first.await_cached(REPHRASED, model=model)
         first.server.signal(signal.SIGTERM)
         assert first.server.process.wait(10) == 0
 

@@ -50,7 +50,7 @@ def events_of(body: str) -> list[str]:
 
 def streamed_text(body: str) -> str:
     chunks = [json.loads(event) for event in events_of(body) if event != "[DONE]"]
-    return "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"])
+    return "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c.get("choices"))
 
 
 class Mock:
@@ -136,7 +136,7 @@ class Gateway:
         prefix = "" if endpoint is None else f"/e/{endpoint}"
         return self.client.post(f"{prefix}{path}", json=body, headers=headers)
 
-    def await_similar(
+    def await_cached(
         self,
         text: str,
         *,
@@ -145,8 +145,8 @@ class Gateway:
         headers: Mapping[str, str] | None = None,
         **fields: Any,
     ) -> httpx.Response:
-        """What the cache has for `text`, as soon as it has something: an answer is similar a moment after it was
-        given, when its vector is written. Sends nothing upstream and keeps nothing."""
+        """What the cache has for `text`, as soon as it has something: an answer leaves before its entry and its
+        vector are written. Sends nothing upstream and keeps nothing."""
         asked = {**(headers or {}), "Cache-Control": "only-if-cached"}
 
         def cached() -> httpx.Response | None:
