@@ -1,0 +1,146 @@
+"""How the tiers of the cache fail and recover: a miss each time, and a gauge that tells the truth."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.embedding.base import Role
+from backends.exact.memory import MemoryStore
+from backends.vector.base import Vector
+from backends.vector.flat import FlatStore
+from models.completion import Completion, Usage
+from models.errors import BackendError, StoreFull
+from service.caching.identity import Question
+from service.context import Caller, Context, Directives, Endpoint
+from service.pipeline.exact_tier import ExactTier
+from service.pipeline.semantic_tier import SemanticTier
+from service.telemetry.metrics import Metrics
+
+COMPLETION = Completion(body=b"{}", model="m", usage=Usage(1, 1), finish_reasons=("stop",))
+CONTEXT = Context(
+    request_id="r",
+    endpoint=Endpoint(name="default", ttl_jitter=0.0),
+    caller=Caller(partition="everyone"),
+    directives=Directives(mode="semantic", threshold=0.9, ttl=60.0),
+    started=0.0,
+    headers={},
+)
+QUESTION = Question(text="how do I reset my password?", namespace="n")
+
+
+class FragileExactStore(MemoryStore):
+    reading = writing = True
+
+    async def get(self, namespace: str, key: str) -> bytes | None:
+        if not self.reading:
+            raise BackendError("cannot be read")
+        return await super().get(namespace, key)
+
+    async def put(self, namespace: str, key: str, value: bytes, *, ttl: float | None) -> None:
+        if not self.writing:
+            raise StoreFull("no room")
+        await super().put(namespace, key, value, ttl=ttl)
+
+
+class FragileVectorStore(FlatStore):
+    writing = True
+
+    async def upsert(self, namespace: str, entry_id: str, vector: Vector, payload: bytes, *, ttl: float | None) -> None:
+        if not self.writing:
+            raise StoreFull("no room")
+        await super().upsert(namespace, entry_id, vector, payload, ttl=ttl)
+
+
+class SameVector:
+    revision, dimensions = "same/1", 2
+
+    async def load(self) -> None:
+        """Nothing to load."""
+
+    async def embed(self, texts: Sequence[str], *, role: Role) -> NDArray[np.float32]:  # noqa: ARG002  # the protocol's
+        return np.array([[1.0, 0.0]] * len(texts), np.float32)
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+class Tiers:
+    def __init__(self) -> None:
+        self.store = FragileExactStore()
+        self.vectors = FragileVectorStore(dimensions=2)
+        self.metrics = Metrics()
+        self.exact = ExactTier(self.store, deadline=None, metrics=self.metrics)
+        self.semantic = SemanticTier(SameVector(), self.vectors, self.exact, deadline=5.0, metrics=self.metrics)
+
+    async def keep(self, key: str) -> bool:
+        entry = self.exact.entry(CONTEXT, key, COMPLETION, "mock/m")
+        kept = await self.exact.keep(CONTEXT, entry)
+        await self.semantic.keep(CONTEXT, QUESTION, None, entry)
+        return kept
+
+    def degraded(self, component: str) -> float:
+        return self.metrics.degraded.state().get((component,), 0.0)
+
+
+async def loaded() -> Tiers:
+    tiers = Tiers()
+    await tiers.semantic.load()
+    return tiers
+
+
+async def test_a_store_that_is_read_and_not_written_stays_degraded() -> None:
+    tiers = await loaded()
+    await tiers.keep("first")
+    tiers.store.writing = False
+
+    kept = await tiers.keep("second")
+    found = await tiers.exact.lookup(CONTEXT, "first")
+
+    assert not kept
+    assert found is not None
+    assert tiers.degraded("exact") == 1
+
+
+async def test_a_store_that_is_written_again_is_well() -> None:
+    tiers = await loaded()
+    tiers.store.writing = False
+    await tiers.keep("first")
+    tiers.store.writing = True
+
+    kept = await tiers.keep("second")
+
+    assert kept
+    assert tiers.degraded("exact") == 0
+
+
+async def test_vectors_that_cannot_be_written_stay_degraded_while_they_are_searched() -> None:
+    tiers = await loaded()
+    await tiers.keep("first")
+    tiers.vectors.writing = False
+    await tiers.keep("second")
+
+    found = await tiers.semantic.lookup(CONTEXT, QUESTION)
+    during = tiers.degraded("vector")
+    tiers.vectors.writing = True
+    await tiers.keep("third")
+
+    assert found.entry is not None
+    assert during == 1
+    assert tiers.degraded("vector") == 0
+
+
+async def test_an_exact_store_that_fails_behind_a_semantic_hit_is_a_miss_and_recovers() -> None:
+    tiers = await loaded()
+    await tiers.keep("first")
+    tiers.store.reading = False
+
+    found = await tiers.semantic.lookup(CONTEXT, QUESTION)
+    during = tiers.degraded("exact")
+    tiers.store.reading = True
+    await tiers.exact.lookup(CONTEXT, "first")
+
+    assert found.entry is None
+    assert found.detail == "degraded"
+    assert during == 1
+    assert tiers.degraded("exact") == 0
