@@ -1,12 +1,13 @@
 """Upstreams, stores and embedders that fail, behind a real gateway: the client is told, or does not notice."""
 
+import contextlib
 import json
 import os
 import resource
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,21 @@ def odd_provider() -> Iterator["OddProvider"]:
 
 
 @pytest.fixture(scope="module")
+def unwilling() -> Iterator[str]:
+    """The base URL of a server that takes no more connections: the kernel leaves who knocks waiting."""
+    with contextlib.ExitStack() as open_sockets:
+        listener = open_sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            waiting = open_sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                waiting.connect(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+
+
+@pytest.fixture(scope="module")
 def impatient_gateway(
-    tmp_path_factory: pytest.TempPathFactory, provider: Mock, odd_provider: "OddProvider"
+    tmp_path_factory: pytest.TempPathFactory, provider: Mock, odd_provider: "OddProvider", unwilling: str
 ) -> Iterator[Gateway]:
     directory = tmp_path_factory.mktemp("weather")
     compatible = {"provider": "openai-compatible", "read_timeout": "500ms", "total_timeout": "1500ms"}
@@ -52,6 +66,7 @@ def impatient_gateway(
         "upstreams": [
             {"name": "mock", "base_url": provider.url, **compatible},
             {"name": "odd", "base_url": odd_provider.url, **compatible},
+            {"name": "unwilling", "base_url": unwilling, **compatible, "connect_timeout": "200ms"},
             {"name": "refused", "base_url": f"http://127.0.0.1:{free_port()}/v1", **compatible},
         ],
         "endpoints": EXACT,
@@ -192,6 +207,14 @@ def test_a_refused_connection_is_unavailable(gateway: Gateway) -> None:
     assert failed.status_code == 503
     assert failed.json()["error"]["code"] == "upstream_unavailable"
     assert "'refused'" in failed.json()["error"]["message"]
+
+
+def test_a_connection_that_is_not_made_in_time_is_a_timeout(gateway: Gateway) -> None:
+    failed = gateway.ask("hello", model="unwilling/any")
+
+    assert failed.status_code == 504
+    assert failed.json()["error"]["code"] == "upstream_timeout"
+    assert "no connection to the upstream 'unwilling' in time" in failed.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -509,7 +532,7 @@ class OddProvider:
         self.says = b"{}"
 
     @classmethod
-    @contextmanager
+    @contextlib.contextmanager
     def running(cls) -> Iterator["OddProvider"]:
         class Answering(BaseHTTPRequestHandler):
             def do_POST(self) -> None:  # the name http.server looks for
