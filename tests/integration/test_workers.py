@@ -243,6 +243,18 @@ def test_a_reload_changes_the_threshold(tmp_path: Path, mock: Mock, model: str) 
         assert gateway.admin("GET", "/status").json()["endpoints"]["default"]["threshold"] == 0.999
 
 
+def test_a_reload_may_begin_to_compare(tmp_path: Path, mock: Mock, model: str) -> None:
+    with running_gateway(tmp_path, exact_only(tmp_path, mock)) as gateway:
+        semantic = [{"name": "default", "cache": {"mode": "semantic"}}]
+        gateway.configure(exact_only(tmp_path, mock, endpoints=semantic))
+        gateway.server.signal(signal.SIGHUP)
+        eventually(lambda: gateway.client.get("/health/ready").json()["tiers"].get("embedder") == "up")
+
+        gateway.ask(QUESTION, model=model)
+
+        assert gateway.await_cached(REPHRASED, model=model).headers["x-keepgate-cache"] == "semantic"
+
+
 def test_an_invalid_file_is_refused_and_the_old_one_stays(alone: Gateway, model: str) -> None:
     fresh(alone, QUESTION, model)
     for number, broken in enumerate(["endpoints: [{name: default, cache: {mode: of}}]", "server: ["], start=1):
@@ -260,7 +272,7 @@ def test_what_needs_a_restart_says_so(tmp_path: Path, mock: Mock, model: str) ->
         gateway.configure(exact_only(tmp_path, mock, storage={"path": str(tmp_path / "elsewhere")}))
         gateway.server.signal(signal.SIGHUP)
 
-        eventually(lambda: "storage has changed" in gateway.log())
+        eventually(lambda: "that takes effect with the next start" in gateway.log())
         assert gateway.ask(QUESTION, model=model).status_code == 200
 
 
