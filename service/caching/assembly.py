@@ -1,12 +1,17 @@
 """The chunks of a stream put together to the whole completion they stand for."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
 from models.completion import Completion, Usage
 from models.errors import UpstreamError
 from models.request import Operation
+
+# What an upstream says beyond it is no count, and would not fit where counts are added up.
+_MOST_TOKENS = 10**9
+# Whatever a chunk of another shape runs into; those of Unicode are ValueErrors.
+_OTHER_SHAPE = (msgspec.MsgspecError, ValueError, RecursionError, LookupError, AttributeError, TypeError)
 
 
 class Assembly:
@@ -25,7 +30,7 @@ class Assembly:
             choices = chunk.get("choices") or ()
             for choice in choices:
                 self._add_choice(choice)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError, TypeError) as error:
+        except _OTHER_SHAPE as error:
             raise UpstreamError("the upstream sent a chunk that is not one of this API") from error
         usage = chunk.get("usage")
         if isinstance(usage, dict):
@@ -45,7 +50,7 @@ class Assembly:
 
     def completion(self, usage: Usage) -> Completion:
         """`usage` stands in where the upstream reported none."""
-        reported = self._usage or usage_fields(usage)
+        reported = self._usage if self.usage is not None else usage_fields(usage)
         choices = [self._choices[index] for index in sorted(self._choices)]
         for choice in choices:
             calls = choice.get("message", {}).get("tool_calls")
@@ -75,9 +80,9 @@ class Assembly:
             choice = self._choices[index] = {"index": index, **opening, "logprobs": None, "finish_reason": None}
         for name, value in part.items():
             if name == "delta":
-                _add_delta(choice["message"], value)
+                _add_delta(choice["message"], value or {})
             elif name == "text":
-                choice["text"] += value
+                choice["text"] += value or ""
             elif name == "logprobs":
                 choice["logprobs"] = _merged_logprobs(choice["logprobs"], value)
             elif name != "index" and (value is not None or name not in choice):
@@ -85,13 +90,17 @@ class Assembly:
 
 
 def usage_of(fields: Any) -> Usage | None:
-    """The API's usage object as ours; None where it is not one."""
+    """The API's usage object as ours; None where it is not one, or holds what cannot be a count of tokens."""
     if not isinstance(fields, dict):
         return None
-    prompt, completion = fields.get("prompt_tokens"), fields.get("completion_tokens")
-    if not isinstance(prompt, int):
+    prompt, completion = fields.get("prompt_tokens"), fields.get("completion_tokens") or 0
+    if not _is_count(prompt) or not _is_count(completion):
         return None
-    return Usage(prompt, completion if isinstance(completion, int) else 0, bool(fields.get("estimated")))
+    return Usage(prompt, completion, bool(fields.get("estimated")))
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS
 
 
 def usage_fields(usage: Usage) -> dict[str, Any]:
@@ -111,7 +120,7 @@ def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
         elif name == "tool_calls":
             calls = message.setdefault("tool_calls", {})
             for part in value or ():
-                _add_call(calls.setdefault(part.get("index", 0), {}), part)
+                _add_call(calls.setdefault(int(part.get("index") or 0), {}), part)
         elif name == "function_call" and isinstance(value, dict):
             _add_call(message, {"function": value}, under="function_call")
         elif isinstance(value, str) and isinstance(message.get(name), str):
@@ -153,7 +162,7 @@ class _Whole(msgspec.Struct):
     choices: list[_Choice] | None = None
     data: list[msgspec.Raw] | None = None
     model: str | None = None
-    usage: dict[str, Any] | None = None
+    usage: Any = None
 
 
 _WHOLE = msgspec.json.Decoder(_Whole)

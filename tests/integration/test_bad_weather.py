@@ -38,9 +38,16 @@ SEMANTIC = [{"name": "default", "cache": {"mode": "semantic", "threshold": 0.8}}
 
 
 @pytest.fixture(scope="module")
-def odd_provider() -> Iterator["OddProvider"]:
+def shared_odd_provider() -> Iterator["OddProvider"]:
     with OddProvider.running() as provider:
         yield provider
+
+
+@pytest.fixture
+def odd_provider(shared_odd_provider: "OddProvider") -> "OddProvider":
+    """Answers with JSON until told otherwise."""
+    shared_odd_provider.media_type = "application/json"
+    return shared_odd_provider
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +65,14 @@ def unwilling() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def impatient_gateway(
-    tmp_path_factory: pytest.TempPathFactory, provider: Mock, odd_provider: "OddProvider", unwilling: str
+    tmp_path_factory: pytest.TempPathFactory, provider: Mock, shared_odd_provider: "OddProvider", unwilling: str
 ) -> Iterator[Gateway]:
     directory = tmp_path_factory.mktemp("weather")
     compatible = {"provider": "openai-compatible", "read_timeout": "500ms", "total_timeout": "1500ms"}
     sections = {
         "upstreams": [
             {"name": "mock", "base_url": provider.url, **compatible},
-            {"name": "odd", "base_url": odd_provider.url, **compatible},
+            {"name": "odd", "base_url": shared_odd_provider.url, **compatible},
             {"name": "unwilling", "base_url": unwilling, **compatible, "connect_timeout": "200ms"},
             {"name": "refused", "base_url": f"http://127.0.0.1:{free_port()}/v1", **compatible},
         ],
@@ -265,6 +272,46 @@ def test_an_answer_that_says_nothing_is_not_kept(gateway: Gateway, odd_provider:
 
     assert first.status_code == 200
     assert again.headers["x-keepgate-cache"] == "miss"
+
+
+@pytest.mark.parametrize("counts", ["many", {"prompt_tokens": -5}, {"prompt_tokens": 1, "completion_tokens": 10**30}])
+def test_counts_of_tokens_that_cannot_be_are_counted_here(
+    gateway: Gateway, odd_provider: "OddProvider", model: str, counts: object
+) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}
+    odd_provider.says = json.dumps({"choices": [choice], "usage": counts}).encode()
+
+    answer = gateway.ask("hello", model=f"odd/{model}")
+    again = gateway.ask("hello", model=f"odd/{model}")
+
+    assert text_of(answer) == "hello"
+    assert again.headers["x-keepgate-cache"] == "exact"
+    assert 0 < int(again.headers["x-keepgate-tokens-saved"]) < 10
+    assert gateway.client.get("/metrics").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"index": 0, "text": "of another route", "finish_reason": "stop"},
+        {"index": 0, "delta": {"tool_calls": [5]}},
+        {"index": 0, "delta": {"tool_calls": [{"index": "first"}]}},
+        {"index": 0, "delta": {"content": "a"}, "logprobs": 5},
+        {"index": "first", "delta": {"content": "a"}},
+        "a choice",
+    ],
+)
+def test_a_chunk_of_another_shape_is_an_upstream_error(
+    gateway: Gateway, odd_provider: "OddProvider", model: str, choice: object
+) -> None:
+    odd_provider.media_type = "text/event-stream"
+    chunk = json.dumps({"object": "chat.completion.chunk", "choices": [choice]})
+    odd_provider.says = f"data: {chunk}\n\ndata: {chunk}\n\ndata: [DONE]\n\n".encode()
+
+    failed = gateway.ask("hello", model=f"odd/{model}", stream=True)
+
+    last = failed.text if failed.status_code == 502 else events_of(failed.text)[-1]
+    assert json.loads(last)["error"]["code"] == "upstream_error"
 
 
 def test_an_answer_nested_beyond_reason_is_an_upstream_error(
@@ -530,6 +577,7 @@ class OddProvider:
     def __init__(self, server: ThreadingHTTPServer) -> None:
         self.url = f"http://127.0.0.1:{server.server_port}/v1"
         self.says = b"{}"
+        self.media_type = "application/json"
 
     @classmethod
     @contextlib.contextmanager
@@ -538,7 +586,7 @@ class OddProvider:
             def do_POST(self) -> None:  # the name http.server looks for
                 self.rfile.read(int(self.headers["content-length"]))
                 self.send_response(200)
-                self.send_header("content-type", "application/json")
+                self.send_header("content-type", provider.media_type)
                 self.send_header("content-length", str(len(provider.says)))
                 self.end_headers()
                 self.wfile.write(provider.says)
