@@ -414,6 +414,7 @@ def test_a_full_disk_pauses_caching_and_nothing_else(tmp_path: Path, mock: Mock)
     with running_gateway(tmp_path, settings(tmp_path, mock.url, endpoints=EXACT)) as gateway:
         for number in range(20):
             gateway.ask(f"before {number}", model="m")
+        assert eventually(lambda: gateway.metric("keepgate_cache_entries") == 20)  # written, and not only on its way
         limit_file_size(gateway, 8_192)
 
         answers = [gateway.ask(f"question {number}", model="m").status_code for number in range(30)]
