@@ -33,6 +33,7 @@ from service.telemetry.recorder import Recorder
 
 # Past this many bytes the event loop gets a turn between two steps over the whole body.
 _LARGE = 256 * 1024
+_CHUNKS_A_TURN = 64
 
 
 class Hit(msgspec.Struct, frozen=True, gc=False):
@@ -302,3 +303,6 @@ async def _collect(stream: ChunkStream, assembly: Assembly, flight: Flight) -> N
             flight.waited += time.perf_counter() - began
         usage_only = not chunk.get("choices") and isinstance(chunk.get("usage"), dict)
         flight.push(FlightChunk(payload, usage_only))
+        if not len(flight.chunks) % _CHUNKS_A_TURN:
+            # A fast upstream sends a thousand chunks in one piece, and taking the next of them never waits.
+            await asyncio.sleep(0)
