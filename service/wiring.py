@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 from collections.abc import Mapping
+from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
 
@@ -195,8 +196,8 @@ class Runtime:
 
     def _compiled(self, settings: Settings, kept: Mapping[str, Upstream]) -> State:
         upstreams = {s.name: kept.get(s.name) or _upstream(s) for s in settings.upstreams}
-        routes = {model.name: _route(model) for model in settings.models}
-        aliases = Aliases(routes, tuple(upstreams))
+        places = {s.name: _place(s) for s in settings.upstreams}
+        aliases = Aliases({model.name: _route(model, places) for model in settings.models}, places)
         gateway = Gateway(
             endpoints={e.name: _endpoint(e) for e in settings.endpoints},
             aliases=aliases,
@@ -291,11 +292,18 @@ def _upstream(settings: UpstreamSettings) -> Upstream:
     return upstream
 
 
-def _route(model: ModelSettings) -> Route:
+def _place(settings: UpstreamSettings) -> str:
+    """Stands for where an upstream's name leads, in identities: 64 bits, since headers may hold secrets."""
+    place = msgspec.json.encode([settings.provider, settings.base_url, sorted(settings.headers.items())])
+    return blake2b(place, digest_size=8).hexdigest()
+
+
+def _route(model: ModelSettings, places: Mapping[str, str]) -> Route:
     fallbacks = [fallback.partition("/") for fallback in model.fallbacks]
     return route(
         [Target(target.upstream, target.model, target.weight) for target in model.targets],
         [Target(upstream, name) for upstream, _, name in fallbacks],
+        places=places,
     )
 
 

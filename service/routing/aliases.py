@@ -23,17 +23,23 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     identity: str
 
 
-def route(targets: Sequence[Target], fallbacks: Sequence[Target] = ()) -> Route:
-    identity = "|".join(f"{target.upstream}/{target.model}*{target.weight:g}" for target in targets)
-    return Route(tuple(targets), tuple(fallbacks), identity)
+def route(targets: Sequence[Target], fallbacks: Sequence[Target] = (), *, places: Mapping[str, str]) -> Route:
+    """`places` tells what each upstream's name stands for now: under another address the same name is another place.
+
+    Weights are not part of the identity: they say how often, not what.
+    """
+    # As JSON, because clients may choose the model's name: joined by any mark it could pose as several.
+    named = [[[place.upstream, places[place.upstream], place.model] for place in some] for some in (targets, fallbacks)]
+    return Route(tuple(targets), tuple(fallbacks), msgspec.json.encode(named).decode())
 
 
 class Aliases:
     """The configured names first, then `upstream/model`, then a bare name where there is only one upstream."""
 
-    def __init__(self, models: Mapping[str, Route], upstreams: Sequence[str]) -> None:
+    def __init__(self, models: Mapping[str, Route], places: Mapping[str, str]) -> None:
         self.models = models
-        self.upstreams = tuple(upstreams)
+        self.upstreams = tuple(places)
+        self._places = places
         # Clients name few models and name them often; what is refused is not remembered.
         self.resolve = lru_cache(maxsize=1024)(self._resolve)
 
@@ -44,9 +50,9 @@ class Aliases:
             return configured
         upstream, slash, model = name.partition("/")
         if slash and model and upstream in self.upstreams:
-            return route([Target(upstream, model)])
+            return route([Target(upstream, model)], places=self._places)
         if not self.models and len(self.upstreams) == 1:
-            return route([Target(self.upstreams[0], name)])
+            return route([Target(self.upstreams[0], name)], places=self._places)
         known = [*self.models, *(f"{upstream}/MODEL" for upstream in self.upstreams)]
         raise RequestError(f"no model of that name; known: {', '.join(known)}", code="model_not_found", param="model")
 
