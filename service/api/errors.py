@@ -30,6 +30,7 @@ STATUS: dict[str, int] = {
     "upstream_unavailable": 503,
     "guardrail_unavailable": 503,
     "overloaded": 503,
+    "store_unavailable": 503,
     "upstream_timeout": 504,
     "not_cached": 504,
 }
@@ -61,6 +62,8 @@ def openai_body(error: GatewayError, request_id: str) -> bytes:
     kind = next((name for base, name in _OPENAI_TYPES if isinstance(error, base)), "server_error")
     if error.code == "not_allowed":
         kind = "permission_error"
+    elif error.code == "overloaded":
+        kind = "server_error"
     return msgspec.json.encode(
         {
             "error": {

@@ -4,6 +4,7 @@ https://platform.openai.com/docs/api-reference
 """
 
 import asyncio
+import contextlib
 import itertools
 import os
 import time
@@ -32,7 +33,7 @@ from service.api.exchange import (
 )
 from service.caching import assembly, replay
 from service.caching.single_flight import Flight
-from service.context import Context
+from service.context import CacheOutcome, Context
 from service.pipeline.admit import admit
 from service.pipeline.gateway import Gateway, Hit
 from service.telemetry.recorder import Record, observe
@@ -85,30 +86,35 @@ async def serve(do: Gateway, operation: Operation, endpoint: str, scope: Scope, 
     record = Record(time=time.time(), request_id=request_id, endpoint=endpoint, operation=operation)
     headers = header_map(scope["headers"])
     do.metrics.inflight.add((), 1)
+    do.users += 1
     context = None
+    read = False
     try:
         context = do.authenticate(headers, endpoint, request_id=request_id, started=started)
         if context.caller.key is not None:
             record.key_id = context.caller.key.key_id
         raw = await read_body(headers, receive, limit=do.limits.max_body, timeout=do.limits.body_timeout)
+        read = True
         request = decode(raw, operation)
         record.stream = request.stream
-        answer = await do.answer(request, context)
         record.model = request.model
+        answer = await do.answer(request, context)
         if isinstance(answer, Hit):
             await _send_hit(answer.entry, request, context, record, receive, send)
         else:
             await _send_flight(answer, request, context, record, receive, send)
     except GatewayError as error:
-        await _send_error(error, request_id, context, record, send)
+        with contextlib.suppress(ClientGone):
+            await _send_error(error, request_id, started, context, record, send, close=not read)
     except ClientGone:
         record.client_gone = True
     except asyncio.CancelledError:
-        # The gateway is stopping, and this request outlived `server.drain`.
+        # The gateway is stopping, and this request outlived `server.drain`. Nothing comes after it in this task.
         if record.status == 0:
-            await _send_error(_stopping(), request_id, context, record, send)
-        raise
+            with contextlib.suppress(ClientGone):
+                await _send_error(_stopping(), request_id, started, context, record, send, close=True)
     finally:
+        do.users -= 1
         do.metrics.inflight.add((), -1)
         record.seconds = time.perf_counter() - started
         observe(do.metrics, record)
@@ -176,16 +182,15 @@ async def _send_flight(
                 headers = _miss_headers(flight, context, record)
             if request.stream and flight.chunks:
                 await _send_live(flight, request, context, record, headers, send)
-            elif flight.entry is None:
-                raise GatewayError("the upstream's stream had nothing in it")
-            elif request.stream:
-                _count_tokens(flight.entry.completion, context, record)
-                await _send_replay(flight.entry.completion, request, context, record, headers, send)
             else:
-                _count_tokens(flight.entry.completion, context, record)
-                headers.append(_JSON)
-                _clock_first_byte(context, record, headers)
-                await send_whole(send, 200, headers, flight.entry.completion.body)
+                completion = (await flight.whole()).completion
+                _count_tokens(completion, context, record)
+                if request.stream:
+                    await _send_replay(completion, request, context, record, headers, send)
+                else:
+                    headers.append(_JSON)
+                    _clock_first_byte(context, record, headers)
+                    await send_whole(send, 200, headers, completion.body)
     except GatewayError:
         _tell(flight, context, record)
         raise
@@ -215,6 +220,7 @@ async def _send_live(
         return
     except asyncio.CancelledError:
         # The gateway is stopping and this stream outlived `server.drain`; or the client left, and nobody reads this.
+        record.code = "overloaded"
         ending = sse.event(openai_body(_stopping(), context.request_id))
         await send({"type": "http.response.body", "body": ending})
         raise
@@ -222,7 +228,7 @@ async def _send_live(
     if entry is not None:
         _count_tokens(entry.completion, context, record)
         if request.include_usage and not usage_sent:
-            await send_part(send, sse.event(_usage_chunk(entry.completion)))
+            await send_part(send, sse.event(_usage_chunk(entry.completion, request)))
     await send_part(send, sse.DONE)
     await send_end(send)
 
@@ -237,7 +243,7 @@ async def _send_replay(
     whole: dict[str, Any] = msgspec.json.decode(completion.body)
     if not isinstance(whole.get("usage"), dict):
         whole["usage"] = assembly.usage_fields(completion.usage)
-    chunks = replay.chunks(whole, include_usage=request.include_usage)
+    chunks = replay.chunks(whole, request.operation, include_usage=request.include_usage)
     if context.endpoint.replay == "paced":
         async for payload in _paced(chunks, context.endpoint.replay_rate):
             await send_part(send, sse.event(payload))
@@ -266,22 +272,35 @@ def _batches(chunks: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[
 
 
 async def _send_error(
-    error: GatewayError, request_id: str, context: Context | None, record: Record, send: Send
+    error: GatewayError,
+    request_id: str,
+    started: float,
+    context: Context | None,
+    record: Record,
+    send: Send,
+    *,
+    close: bool,
 ) -> None:
+    """`close`: the body was not read to its end, and what is left of it must not be waited for."""
     status = status_of(error)
-    record.status, record.code = status, error.code
-    headers: HeaderList = [_JSON, (b"x-keepgate-request-id", request_id.encode())]
-    if context is not None:
-        record.cache = context.outcome
-        headers.append((b"x-keepgate-cache", context.outcome.encode()))
-        headers.append(_CLEAN)
-        status_line = f"keepgate; fwd={_forward_reason(context)}"
-        if isinstance(error, NotCached):
-            status_line = "keepgate; detail=not-cached"
-        headers.append((b"cache-status", status_line.encode()))
-        _clock_first_byte(context, record, headers)
+    unsent = isinstance(error, NotCached)
+    outcome: CacheOutcome = "bypass" if context is None else context.outcome
+    record.status, record.code, record.cache = status, error.code, outcome
+    headers: HeaderList = [
+        _JSON,
+        (b"x-keepgate-request-id", request_id.encode()),
+        (b"x-keepgate-cache", outcome.encode()),
+        (b"cache-status", b"keepgate; detail=not-cached" if unsent else _cache_status(context).encode()),
+        _CLEAN,
+    ]
+    if context is not None and context.similarity is not None:
+        headers.append((b"x-keepgate-similarity", b"%.4f" % context.similarity))
+        record.similarity = context.similarity
+    waited = 0.0 if context is None else context.waited
+    record.overhead_us = max(0, int((time.perf_counter() - started - waited) * 1e6))
+    headers.append((b"x-keepgate-overhead-us", b"%d" % record.overhead_us))
     headers += error_headers(error)
-    if status in (408, 413):
+    if close:
         headers.append((b"connection", b"close"))
     await send_whole(send, status, headers, openai_body(error, request_id))
 
@@ -313,15 +332,10 @@ def _hit_headers(entry: Entry, context: Context, record: Record) -> HeaderList:
 
 def _miss_headers(flight: Flight, context: Context, record: Record) -> HeaderList:
     record.status, record.cache = 200, context.outcome
-    status = f"keepgate; fwd={_forward_reason(context)}"
-    if context.outcome == "coalesced":
-        status += "; collapsed"
-    if context.detail:
-        status += f"; detail={context.detail}"
     headers = [
         (b"x-keepgate-request-id", context.request_id.encode()),
         (b"x-keepgate-cache", context.outcome.encode()),
-        (b"cache-status", status.encode()),
+        (b"cache-status", _cache_status(context).encode()),
         (b"x-keepgate-upstream", f"{flight.upstream}/{flight.upstream_model}".encode("latin-1", "replace")),
         _CLEAN,
     ]
@@ -331,11 +345,17 @@ def _miss_headers(flight: Flight, context: Context, record: Record) -> HeaderLis
     return headers
 
 
-def _forward_reason(context: Context) -> str:
-    """RFC 9211, section 2.2: bypass is our policy's choice, request the client's."""
-    if context.outcome != "bypass":
-        return "miss"
-    return "request" if context.detail == "no-cache" else "bypass"
+def _cache_status(context: Context | None) -> str:
+    """What was not a hit, as RFC 9211, section 2, has it."""
+    if context is None or context.outcome == "bypass":
+        # Section 2.2: bypass is our policy's choice, request the client's.
+        reason = "request" if context is not None and context.detail == "no-cache" else "bypass"
+    else:
+        reason = "miss"
+    status = f"keepgate; fwd={reason}"
+    if context is not None and context.outcome == "coalesced":
+        status += "; collapsed"
+    return f"{status}; detail={context.detail}" if context is not None and context.detail else status
 
 
 def _tell(flight: Flight, context: Context, record: Record) -> None:
@@ -365,9 +385,9 @@ def _stopping() -> GatewayError:
     return LimitError("the gateway is stopping; ask again", code="overloaded", retry_after="1")
 
 
-def _usage_chunk(completion: Completion) -> bytes:
+def _usage_chunk(completion: Completion, request: Request) -> bytes:
     whole: dict[str, Any] = msgspec.json.decode(completion.body)
-    *_, last = replay.chunks({**whole, "choices": []}, include_usage=True)
+    *_, last = replay.chunks({**whole, "choices": []}, request.operation, include_usage=True)
     return msgspec.json.encode(last)
 
 

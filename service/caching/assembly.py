@@ -11,6 +11,7 @@ from models.request import Operation
 # What an upstream says beyond it is no count, and would not fit where counts are added up.
 _MOST_TOKENS = 10**9
 # Whatever a chunk of another shape runs into; those of Unicode are ValueErrors.
+_NOT_FRAME = frozenset({"choices", "usage", "object"})
 _OTHER_SHAPE = (msgspec.MsgspecError, ValueError, RecursionError, LookupError, AttributeError, TypeError)
 
 
@@ -35,8 +36,10 @@ class Assembly:
         usage = chunk.get("usage")
         if isinstance(usage, dict):
             self._usage = usage
-        if not self._frame:
-            self._frame = {name: value for name, value in chunk.items() if name not in ("choices", "usage", "object")}
+        for name, value in chunk.items():
+            # Azure's first chunk has an empty id and model; the next ones have them.
+            if name not in _NOT_FRAME and (value or name not in self._frame):
+                self._frame[name] = value
         return chunk  # type: ignore[no-any-return]  # decode gives Any; `.get` above shows that it is a dict
 
     @property
@@ -66,7 +69,9 @@ class Assembly:
             body=msgspec.json.encode(body),
             model=str(self._frame.get("model", "")),
             usage=usage,
-            finish_reasons=tuple(str(choice.get("finish_reason")) for choice in choices),
+            finish_reasons=tuple(
+                _why_finished(choice.get("finish_reason"), choice.get("message") or {}) for choice in choices
+            ),
         )
 
     def _add_choice(self, part: dict[str, Any]) -> None:
@@ -81,12 +86,25 @@ class Assembly:
         for name, value in part.items():
             if name == "delta":
                 _add_delta(choice["message"], value or {})
-            elif name == "text":
+            elif name == "text" and not self._chat:
                 choice["text"] += value or ""
             elif name == "logprobs":
                 choice["logprobs"] = _merged_logprobs(choice["logprobs"], value)
             elif name != "index" and (value is not None or name not in choice):
                 choice[name] = value
+
+
+def _why_finished(reason: str | None, message: dict[str, Any]) -> str:
+    """The finish reason as the rules of the cache need it.
+
+    Where `tool_choice` names a function, and on many compatible servers
+    always, an answer that calls tools says `stop`; so does one that refuses.
+    """
+    if message.get("tool_calls") or message.get("function_call"):
+        return "tool_calls"
+    if message.get("refusal"):
+        return "content_filter"
+    return str(reason)
 
 
 def usage_of(fields: Any) -> Usage | None:
@@ -117,10 +135,10 @@ def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
     for name, value in delta.items():
         if name == "role":
             message["role"] = value or "assistant"
-        elif name == "tool_calls":
-            calls = message.setdefault("tool_calls", {})
-            for part in value or ():
-                _add_call(calls.setdefault(int(part.get("index") or 0), {}), part)
+        elif name == "tool_calls" and value:
+            calls = message["tool_calls"] = message.get("tool_calls") or {}
+            for part in value:
+                _add_call(_call_of(calls, part), part)
         elif name == "function_call" and isinstance(value, dict):
             _add_call(message, {"function": value}, under="function_call")
         elif isinstance(value, str) and isinstance(message.get(name), str):
@@ -129,6 +147,16 @@ def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
             message[name] = message[name] + value
         elif value is not None or name not in message:
             message[name] = value
+
+
+def _call_of(calls: dict[int, dict[str, Any]], part: dict[str, Any]) -> dict[str, Any]:
+    """The call that `part` belongs to. Servers that give no index begin each call with an id."""
+    index = part.get("index")
+    if not isinstance(index, int):
+        index = max(calls, default=0)
+        if part.get("id") and calls.get(index, {}).get("id"):
+            index += 1
+    return calls.setdefault(index, {})
 
 
 def _add_call(call: dict[str, Any], part: dict[str, Any], *, under: str = "function") -> None:
@@ -154,8 +182,15 @@ def _merged_logprobs(so_far: dict[str, Any] | None, more: dict[str, Any] | None)
     return merged
 
 
+class _Message(msgspec.Struct):
+    tool_calls: list[msgspec.Raw] | None = None
+    function_call: dict[str, msgspec.Raw] | None = None
+    refusal: str | None = None
+
+
 class _Choice(msgspec.Struct):
     finish_reason: str | None = None
+    message: _Message | None = None
 
 
 class _Whole(msgspec.Struct):
@@ -184,6 +219,9 @@ def whole(body: bytes, operation: Operation) -> tuple[Completion, bool]:
         body=body,
         model=reply.model or "",
         usage=usage or Usage(estimated=True),
-        finish_reasons=tuple(str(choice.finish_reason) for choice in reply.choices or ()),
+        finish_reasons=tuple(
+            _why_finished(choice.finish_reason, msgspec.structs.asdict(choice.message) if choice.message else {})
+            for choice in reply.choices or ()
+        ),
     )
     return completion, usage is not None

@@ -62,7 +62,8 @@ def parse(headers: Mapping[bytes, bytes], endpoint: Endpoint) -> Directives:
             case "max-age":
                 if not _SECONDS.fullmatch(value.strip('"')):
                     raise _malformed("Cache-Control", "max-age=SECONDS")
-                max_age = float(value.strip('"'))
+                asked_age = float(value.strip('"'))
+                max_age = asked_age if max_age is None else min(max_age, asked_age)
     return Directives(mode, threshold, ttl, lookup, store, max_age, only_if_cached)
 
 

@@ -9,15 +9,17 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from models.request import Operation
+
 # White space travels with the word after it, as tokens do. Long runs without any are cut.
 _PIECE = re.compile(r"\s*\S{1,24}|\s+\Z")
 # Fields of a message that stream as text.
 _STREAMED_TEXT = ("content", "refusal", "reasoning_content", "reasoning")
 
 
-def chunks(completion: dict[str, Any], *, include_usage: bool) -> Iterator[dict[str, Any]]:
+def chunks(completion: dict[str, Any], operation: Operation, *, include_usage: bool) -> Iterator[dict[str, Any]]:
     """Chat: role first, content in token-like pieces, the finish reason, usage when asked for."""
-    chat = completion.get("object") != "text_completion"
+    chat = operation == "chat"
     frame = {name: value for name, value in completion.items() if name not in ("choices", "usage", "object")}
     frame["object"] = "chat.completion.chunk" if chat else "text_completion"
     # With include_usage every chunk has the field, null in all but the last (the API's own rule).

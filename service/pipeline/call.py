@@ -1,17 +1,35 @@
-"""Reserve, route, call: the one stage that waits for somebody else."""
+"""Route and call: the one stage that waits for somebody else."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from backends.upstream.base import Call, ChunkStream, Reply, Upstream
-from models.errors import RequestError, UpstreamError
+from models.errors import UpstreamError
 from models.request import Request
 from service.caching.single_flight import Flight
 from service.context import Context
+from service.pipeline.headers import forwarded
 from service.routing.aliases import Target
 from service.telemetry.metrics import Metrics
 
-_FORWARDED = frozenset({b"openai-beta", b"openai-organization", b"openai-project", b"idempotency-key", b"traceparent"})
+
+class Begun:
+    """A stream whose first chunk is here: it commits, and no other target is asked any more."""
+
+    def __init__(self, first: bytes, rest: AsyncIterator[bytes], stream: ChunkStream) -> None:
+        self.headers = stream.headers
+        self.close = stream.close
+        self._first: bytes | None = first
+        self._rest = rest
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._first is None:
+            return await anext(self._rest)
+        first, self._first = self._first, None
+        return first
 
 
 async def call(
@@ -22,49 +40,53 @@ async def call(
     targets: Sequence[Target],
     upstreams: Mapping[str, Upstream],
     metrics: Metrics,
-) -> Reply | ChunkStream:
-    """The answer of the first target that gives one; a stream that has begun for a streamed request.
+) -> Reply | Begun:
+    """The answer of the first target that gives one; for a streamed request, a stream that has begun.
 
-    A target that could not answer (refused, late, 429, 5xx) hands over to the
-    next. Raises the last one's `UpstreamError`. Leaves in `flight` who
-    answered and how long that took.
+    A target that could not answer (refused, late, 408, 429, 5xx, a stream
+    that broke before its first chunk) hands over to the next. Raises the last
+    one's `UpstreamError`. Leaves in `flight` who answered and how long that took.
     """
-    headers = forwarded(context.headers)
     credential = context.caller.credential
     authorization = None if credential is None else f"Bearer {credential}"
-    for number, target in enumerate(targets, start=1):
+    headers = forwarded(context.headers)
+    failure = UpstreamError(f"no target of this model serves {request.operation} requests")
+    for target in targets:
         upstream = upstreams[target.upstream]
         if request.operation not in upstream.capabilities:
-            raise RequestError(f"the upstream {upstream.name} does not serve {request.operation} requests")
+            continue
         flight.upstream, flight.upstream_model = target.upstream, target.model
+        asked = Call(request.operation, target.model, request.body, request.raw, headers, authorization)
         started = time.perf_counter()
-        outcome = "ok"
+        outcome = "cancelled"
         try:
-            asked = Call(request.operation, target.model, request.body, request.raw, headers, authorization)
-            return await (upstream.stream(asked) if request.stream else upstream.complete(asked))
+            reply = await (_begun(upstream, asked) if request.stream else upstream.complete(asked))
         except UpstreamError as error:
             outcome = error.code
-            if number == len(targets) or not _worth_another(error):
+            failure = error
+            if not _worth_another(error):
                 raise
+        else:
+            outcome = "ok"
+            return reply
         finally:
             seconds = time.perf_counter() - started
             flight.waited += seconds
             metrics.upstream_attempts.add((target.upstream, outcome))
             metrics.upstream_seconds.observe((target.upstream,), seconds)
-    raise UpstreamError("no target is configured for this model", code="upstream_unavailable")
+    raise failure
 
 
-def forwarded(headers: Mapping[bytes, bytes]) -> tuple[tuple[str, str], ...]:
-    """The client's headers that carry meaning upstream; never credentials, cookies, or where the client sits."""
-    found = [
-        (name.decode("latin-1"), value.decode("latin-1"))
-        for name, value in headers.items()
-        if name in _FORWARDED or name.startswith(b"anthropic-")
-    ]
-    agent = headers.get(b"user-agent")
-    if agent is not None:
-        found.append(("x-forwarded-user-agent", agent.decode("latin-1")))
-    return tuple(found)
+async def _begun(upstream: Upstream, asked: Call) -> Begun:
+    stream = await upstream.stream(asked)
+    chunks = aiter(stream)
+    try:
+        return Begun(await anext(chunks), chunks, stream)
+    except StopAsyncIteration:
+        raise UpstreamError(f"the stream of the upstream {upstream.name!r} had nothing in it") from None
+    except BaseException:  # cancelled or broken: nobody else will close it
+        await stream.close()
+        raise
 
 
 def _worth_another(error: UpstreamError) -> bool:

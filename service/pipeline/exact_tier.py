@@ -20,6 +20,9 @@ log = logging.getLogger("keepgate.cache")
 # They fail and recover apart: a full disk refuses writes and is read as before.
 Activity = Literal["reading", "writing"]
 
+# Nobody waits for a write but newcomers' look-ups, which are served meanwhile.
+_WRITE_DEADLINE = 5.0
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Entry).decode
 
@@ -47,20 +50,27 @@ class ExactTier:
         """The live entry, no older than the request's `max-age`."""
         started = time.perf_counter()
         endpoint = context.endpoint.name
-        try:
-            entry = await self.fetch(context, key)
-        except (BackendError, TimeoutError) as error:
-            self.fails("reading", error)
+        entry = await self.again(context, key)
+        if "reading" in self._failing:
             self._metrics.cache_lookups.add((endpoint, "exact", "error"))
             return None
-        if self._failing:
-            self._works("reading")
         self._metrics.cache_lookups.add((endpoint, "exact", "miss" if entry is None else "hit"))
         self._metrics.cache_lookup_seconds.observe(("exact",), time.perf_counter() - started)
         return entry
 
+    async def again(self, context: Context, key: str) -> Entry | None:
+        """A look-up that is not counted: the request was."""
+        try:
+            entry = await self.fetch(context, key)
+        except (BackendError, TimeoutError) as error:
+            self.fails("reading", error)
+            return None
+        if self._failing:
+            self._works("reading")
+        return entry
+
     async def fetch(self, context: Context, key: str) -> Entry | None:
-        """The same, uncounted; raises `BackendError` or `TimeoutError`."""
+        """The same; raises `BackendError` or `TimeoutError`."""
         if self._deadline is None:
             value = await self.store.get(namespace(context), key)
         else:
@@ -81,14 +91,23 @@ class ExactTier:
         ttl = context.directives.ttl * (1.0 - context.endpoint.ttl_jitter * self._random())
         return Entry(completion=completion, created_at=now, expires_at=now + ttl, entry_id=key, upstream=upstream)
 
-    async def keep(self, context: Context, entry: Entry) -> bool:
-        """Whether the entry is in the store now, where every worker sees it."""
+    async def keep(self, context: Context, entry: Entry, *, asked_at: float) -> bool:
+        """Whether the entry is in the store now, where every worker sees it.
+
+        One that was written after this answer was asked for (`asked_at`, on
+        the tier's clock) is newer, and stays: a refresh must not be undone by
+        a slower call that began before it.
+        """
         ttl = entry.expires_at - entry.created_at
         if ttl <= 0:
             return False
+        newer = await self.again(context, entry.entry_id)
+        if newer is not None and newer.created_at > asked_at:
+            return False
         try:
-            await self.store.put(namespace(context), entry.entry_id, _encode(entry), ttl=ttl)
-        except BackendError as error:
+            async with asyncio.timeout(_WRITE_DEADLINE):
+                await self.store.put(namespace(context), entry.entry_id, _encode(entry), ttl=ttl)
+        except (BackendError, TimeoutError) as error:
             self.fails("writing", error)
             return False
         if self._failing:

@@ -5,13 +5,12 @@ a `GatewayError`, and the client is told.
 """
 
 import asyncio
-import time
 from collections.abc import Hashable, Mapping
 
 import msgspec
 
 from backends.keyring.base import Keyring
-from backends.upstream.base import ChunkStream, Reply, Upstream
+from backends.upstream.base import Reply, Upstream
 from models.completion import Completion, Entry, Usage
 from models.errors import GatewayError, NotCached, RequestError
 from models.request import Request
@@ -22,7 +21,7 @@ from service.caching.single_flight import Flight, FlightChunk, Flights
 from service.context import Context, Directives, Endpoint, Limits
 from service.pipeline.admit import admit
 from service.pipeline.authenticate import authenticate, credential_mark
-from service.pipeline.call import call
+from service.pipeline.call import Begun, call
 from service.pipeline.exact_tier import ExactTier, fresh
 from service.pipeline.reserve import Reservation, reserve
 from service.pipeline.semantic_tier import Found, SemanticTier
@@ -71,7 +70,7 @@ class Gateway:
         self.limits = limits
         self.metrics = metrics
         self.recorder = recorder
-        self.flying = 0
+        self.users = 0  # requests and flights that began with this configuration and still need its upstreams
         self._passthrough = passthrough
         self._keys_required = keys_required
         self._secret = secret
@@ -116,7 +115,8 @@ class Gateway:
                 context.outcome = "exact"
                 return Hit(entry)
         if asked.only_if_cached:
-            return await self._cached_only(request, context, meaning)
+            # With no-cache as well nothing may answer, and nothing is sent upstream either.
+            return await self._cached_only(request, context, meaning if asked.lookup else None)
         if not asked.lookup or not asked.store:
             context.outcome = "miss" if asked.lookup else "bypass"
             context.detail = "" if asked.lookup else "no-cache"
@@ -131,13 +131,13 @@ class Gateway:
         # The directives are part of what makes two requests the same: a follower never gets less than it asked for.
         together = (context.endpoint.name, context.caller.partition, key, context.directives)
         flight = self._flights.joinable(together)
-        if flight is None:
-            context.outcome = "miss"
-            return self._lead(request, context, route, key=key, meaning=meaning, together=together)
-        if flight.ended and flight.entry is not None and fresh(flight.entry, context, self.exact.now()):
+        if flight is not None and flight.entry is not None and fresh(flight.entry, context, self.exact.now()):
             # The answer is whole, its write is not: as good as written.
             context.outcome = "exact"
             return Hit(flight.entry)
+        if flight is None or flight.ended:
+            context.outcome = "miss"
+            return self._lead(request, context, route, key=key, meaning=meaning, together=together)
         flight.join()
         context.outcome = "coalesced"
         self.metrics.coalesced.add(())
@@ -157,7 +157,7 @@ class Gateway:
         flight = Flight(streamed=request.stream)
         flight.detail = context.detail
         flight.join()
-        self.flying += 1
+        self.users += 1
         self._flights.start(together, flight, self._fly(request, context, flight, route, key, meaning, together))
         return flight
 
@@ -175,7 +175,7 @@ class Gateway:
         try:
             if together is not None and key is not None:
                 # Between the miss and the lead another flight, here or in another worker, may have landed.
-                entry = await self.exact.lookup(context, key)
+                entry = await self.exact.again(context, key)
                 if entry is not None:
                     self._land(flight, together, entry, hit="exact")
                     return
@@ -192,6 +192,7 @@ class Gateway:
                 if found.entry is not None:
                     flight.detail, flight.shadow = "shadow", found.similarity
 
+            asked_at = self.exact.now()
             reservation = reserve(context)
             completion = await self._called(request, context, flight, route, reservation)
 
@@ -200,16 +201,17 @@ class Gateway:
                 self._land(flight, together, entry)
                 return
             flight.finish(entry)
-            if await self.exact.keep(context, entry):
+            if await self.exact.keep(context, entry, asked_at=asked_at):
                 self._flights.close(together, flight)
-                if asking is not None and self.semantic is not None:
+                # An embedder that was down a moment ago is not waited for again.
+                if asking is not None and self.semantic is not None and found.detail != "degraded":
                     await self.semantic.keep(context, asking, found.vector, entry)
         except GatewayError as error:
             flight.fail(error)
         except RecursionError:
             flight.fail(RequestError("the body is nested too deeply"))
         finally:
-            self.flying -= 1
+            self.users -= 1
 
     def _land(self, flight: Flight, together: Hashable | None, entry: Entry, *, hit: str = "") -> None:
         """Ends a flight whose entry is not one that newcomers may be served from."""
@@ -251,15 +253,20 @@ class Gateway:
         fell_back = all((t.upstream, t.model) != (flight.upstream, flight.upstream_model) for t in route.targets)
         return not fell_back or context.endpoint.fallback_answers
 
-    async def _cached_only(self, request: Request, context: Context, meaning: tuple[str, ...]) -> Hit:
+    async def _cached_only(self, request: Request, context: Context, meaning: tuple[str, ...] | None) -> Hit:
+        """`meaning` None: nothing is looked up."""
         context.outcome = "miss"
         flight = Flight(streamed=False)
-        asking = self._question(request, context, flight, meaning)
-        if asking is not None and self.semantic is not None and context.directives.mode == "semantic":
+        asking = None if meaning is None else self._question(request, context, flight, meaning)
+        context.detail = flight.detail
+        if asking is not None and self.semantic is not None:
             found = await self.semantic.lookup(context, asking)
-            if found.entry is not None:
+            context.detail, context.similarity = found.detail, found.rejected
+            if found.entry is not None and context.directives.mode == "semantic":
                 context.outcome, context.similarity = "semantic", found.similarity
                 return Hit(found.entry)
+            if found.entry is not None:
+                context.detail, context.shadow = "shadow", found.similarity
         raise NotCached("no cached answer, and the request said only-if-cached")
 
     def _question(
@@ -294,13 +301,10 @@ def _not_cached(request: Request, asked: Directives) -> str | None:
     return None
 
 
-async def _collect(stream: ChunkStream, assembly: Assembly, flight: Flight) -> None:
+async def _collect(stream: Begun, assembly: Assembly, flight: Flight) -> None:
     """Hands each chunk on as it arrives and adds it up."""
-    began = time.perf_counter()
     async for payload in stream:
         chunk = assembly.add(payload)
-        if not flight.chunks:
-            flight.waited += time.perf_counter() - began
         usage_only = not chunk.get("choices") and isinstance(chunk.get("usage"), dict)
         flight.push(FlightChunk(payload, usage_only))
         if not len(flight.chunks) % _CHUNKS_A_TURN:

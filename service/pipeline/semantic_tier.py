@@ -14,7 +14,7 @@ import msgspec
 from backends.embedding.base import Embedder
 from backends.vector.base import Neighbor, Vector, VectorStore
 from models.completion import Entry
-from models.errors import BackendError, TextRefused, TextTooLong
+from models.errors import BackendError, ConfigError, TextRefused, TextTooLong
 from service.caching.identity import Question
 from service.caching.threshold import near_enough, nearest_rejected
 from service.context import Context
@@ -26,6 +26,7 @@ log = logging.getLogger("keepgate.cache")
 # Enough that a few expired entries on top do not hide a live one.
 _CANDIDATES = 4
 _RELOAD_EVERY = 30.0
+_WRITE_DEADLINE = 5.0
 
 
 class Found(msgspec.Struct):
@@ -70,7 +71,7 @@ class SemanticTier:
                 self._recovers("embedder")
                 component = "vector"
                 await self.vectors.load()
-            except BackendError as error:
+            except (BackendError, ConfigError, OSError) as error:
                 self._fails(component, error)
                 self.settled = True
                 await asyncio.sleep(_RELOAD_EVERY)
@@ -117,17 +118,20 @@ class SemanticTier:
         """Makes the entry findable by its question. `vector` is the question's where it was embedded before."""
         if not self.loaded:
             return
+        ttl = entry.expires_at - self._clock()
+        if ttl <= 0:
+            return
         try:
             if vector is None:
-                vector = (await self.embedder.embed([question.text], role="document"))[0]
-            ttl = entry.expires_at - self._clock()
-            if ttl > 0:
-                where = self._namespace(context, question)
+                async with asyncio.timeout(self._deadline):
+                    vector = (await self.embedder.embed([question.text], role="document"))[0]
+            where = self._namespace(context, question)
+            async with asyncio.timeout(_WRITE_DEADLINE):
                 await self.vectors.upsert(where, entry.entry_id, vector, question.text.encode(), ttl=ttl)
-                self._recovers("vector", "writing")
+            self._recovers("vector", "writing")
         except TextRefused:
             return
-        except BackendError as error:
+        except (BackendError, TimeoutError) as error:
             if vector is None:
                 self._fails("embedder", error)
             else:

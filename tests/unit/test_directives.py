@@ -52,6 +52,10 @@ def test_cache_control_directives_combine() -> None:
     assert directives.max_age == 30.0
 
 
+def test_the_smallest_max_age_counts() -> None:
+    assert parsed(cache_control="max-age=0, max-age=100").max_age == 0.0
+
+
 def test_only_if_cached_is_heard() -> None:
     assert parsed(cache_control="only-if-cached").only_if_cached
 

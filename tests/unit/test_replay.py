@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,7 +71,7 @@ def assembled(stream: list[dict[str, Any]], operation: Operation = "chat") -> di
 def test_a_replayed_chat_completion_equals_the_whole_one(said: list[tuple[dict[str, Any], Any, str]]) -> None:
     told = completion(said)
 
-    again = assembled(list(chunks(told, include_usage=True)))
+    again = assembled(list(chunks(told, "chat", include_usage=True)))
 
     assert again == told
 
@@ -86,7 +87,7 @@ def test_a_replayed_text_completion_equals_the_whole_one(text: str) -> None:
         "usage": USAGE,
     }
 
-    again = assembled(list(chunks(told, include_usage=True)), "completion")
+    again = assembled(list(chunks(told, "completion", include_usage=True)), "completion")
 
     assert again == told
 
@@ -94,7 +95,7 @@ def test_a_replayed_text_completion_equals_the_whole_one(text: str) -> None:
 def test_the_role_comes_first_and_the_finish_reason_last() -> None:
     told = completion([({"role": "assistant", "content": "Hello there, you."}, None, "stop")])
 
-    stream = list(chunks(told, include_usage=False))
+    stream = list(chunks(told, "chat", include_usage=False))
 
     assert stream[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert [chunk["choices"][0]["delta"].get("content") for chunk in stream[1:-1]] == ["Hello", " there,", " you."]
@@ -106,7 +107,7 @@ def test_the_role_comes_first_and_the_finish_reason_last() -> None:
 def test_usage_comes_in_a_chunk_of_its_own_when_it_is_asked_for() -> None:
     told = completion([({"role": "assistant", "content": "Hi"}, None, "stop")])
 
-    *content, last = chunks(told, include_usage=True)
+    *content, last = chunks(told, "chat", include_usage=True)
 
     assert last["choices"] == []
     assert last["usage"] == USAGE
@@ -116,7 +117,7 @@ def test_usage_comes_in_a_chunk_of_its_own_when_it_is_asked_for() -> None:
 def test_a_run_without_spaces_is_cut_into_pieces() -> None:
     told = completion([({"role": "assistant", "content": "啊" * 100}, None, "stop")])
 
-    stream = list(chunks(told, include_usage=False))
+    stream = list(chunks(told, "chat", include_usage=False))
 
     assert len(stream) > 4
 
@@ -161,3 +162,59 @@ def test_an_estimate_says_that_it_is_one() -> None:
         "total_tokens": 3,
         "estimated": True,
     }
+
+
+def test_the_frame_is_filled_by_the_chunks_that_have_it() -> None:
+    stream: list[dict[str, Any]] = [
+        {"id": "", "model": "", "choices": [], "prompt_filter_results": []},
+        {"id": "c1", "model": "gpt-4o", "choices": [{"index": 0, "delta": {"content": "Hi"}}]},
+    ]
+
+    told = assembled(stream)
+
+    assert (told["id"], told["model"], told["prompt_filter_results"]) == ("c1", "gpt-4o", [])
+
+
+def test_tool_calls_without_an_index_are_told_apart_by_their_ids() -> None:
+    deltas = [
+        {"tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": "{}"}}]},
+        {"tool_calls": [{"id": "c2", "function": {"name": "g", "arguments": '{"a"'}}]},
+        {"tool_calls": [{"function": {"arguments": ":1}"}}]},
+    ]
+
+    calls = assembled([{"choices": [{"index": 0, "delta": d}]} for d in deltas])["choices"][0]["message"]["tool_calls"]
+
+    assert [(call["id"], call["function"]["arguments"]) for call in calls] == [("c1", "{}"), ("c2", '{"a":1}')]
+
+
+def test_a_stray_text_in_a_chat_chunk_is_passed_over() -> None:
+    told = assembled([{"choices": [{"index": 0, "text": "?", "delta": {"content": "Hi"}}]}])
+
+    assert told["choices"][0]["message"]["content"] == "Hi"
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"content": "Hi"}, "stop"),
+        ({"content": None, "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}}]}, "tool_calls"),
+        ({"content": None, "function_call": {"name": "f", "arguments": "{}"}}, "tool_calls"),
+        ({"content": None, "refusal": "I cannot."}, "content_filter"),
+    ],
+)
+def test_why_an_answer_ended_is_read_off_what_it_holds(message: dict[str, Any], reason: str) -> None:
+    body = msgspec.json.encode({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+    chunk = msgspec.json.encode({"choices": [{"index": 0, "delta": message, "finish_reason": "stop"}]})
+    assembly = Assembly("chat")
+    assembly.add(chunk)
+
+    assert whole(body, "chat")[0].finish_reasons == (reason,)
+    assert assembly.completion(Usage()).finish_reasons == (reason,)
+
+
+def test_a_text_completion_without_its_object_is_replayed_as_one() -> None:
+    told = {"id": "c", "choices": [{"index": 0, "text": "Hello you", "finish_reason": "stop"}]}
+
+    stream = list(chunks(told, "completion", include_usage=False))
+
+    assert [chunk["choices"][0].get("text") for chunk in stream] == ["Hello", " you", ""]

@@ -75,7 +75,7 @@ class Tiers:
 
     async def keep(self, key: str) -> bool:
         entry = self.exact.entry(CONTEXT, key, COMPLETION, "mock/m")
-        kept = await self.exact.keep(CONTEXT, entry)
+        kept = await self.exact.keep(CONTEXT, entry, asked_at=self.exact.now())
         await self.semantic.keep(CONTEXT, QUESTION, None, entry)
         return kept
 
@@ -144,3 +144,27 @@ async def test_an_exact_store_that_fails_behind_a_semantic_hit_is_a_miss_and_rec
     assert found.detail == "degraded"
     assert during == 1
     assert tiers.degraded("exact") == 0
+
+
+async def test_a_slower_call_does_not_undo_a_refresh() -> None:
+    tiers = await loaded()
+    asked_at = tiers.exact.now()
+    refreshed = tiers.exact.entry(CONTEXT, "key", COMPLETION, "mock/new")
+    await tiers.exact.keep(CONTEXT, refreshed, asked_at=asked_at)
+    late = tiers.exact.entry(CONTEXT, "key", COMPLETION, "mock/old")
+
+    kept = await tiers.exact.keep(CONTEXT, late, asked_at=asked_at - 1.0)
+    found = await tiers.exact.lookup(CONTEXT, "key")
+
+    assert not kept
+    assert found is not None
+    assert found.upstream == "mock/new"
+
+
+async def test_a_look_up_of_the_same_request_is_counted_once() -> None:
+    tiers = await loaded()
+
+    await tiers.exact.lookup(CONTEXT, "key")
+    await tiers.exact.again(CONTEXT, "key")
+
+    assert tiers.metrics.cache_lookups.state() == {(CONTEXT.endpoint.name, "exact", "miss"): 1}
