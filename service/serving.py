@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
@@ -28,10 +28,10 @@ import msgspec
 import uvicorn
 
 from models.errors import BackendError, ConfigError
-from service.api.connection import Connection
+from service.api import connection
 from service.app import App
-from service.settings import Settings, load
-from service.wiring import Runtime, configure_logs
+from service.settings import Settings
+from service.wiring import Runtime, configure_logs, log_refused, reread
 
 log = logging.getLogger("keepgate.serving")
 
@@ -43,8 +43,13 @@ _FAILED_TO_START = 1
 
 
 class Launch(msgspec.Struct, frozen=True):
-    """What a worker needs to begin; it reads the configuration itself, so that a restarted one has today's."""
+    """What a worker needs to begin.
 
+    `settings` are those in effect, and not what the file may hold by now: a
+    worker that takes a dead one's place serves as the others do.
+    """
+
+    settings: Settings
     config: Path | None
     environ: dict[str, str]
     admin_token: str
@@ -59,27 +64,32 @@ def serve(settings: Settings, *, config: Path | None, environ: Mapping[str, str]
     listener = _bind(settings)
     given = settings.admin.token
     token = given.get_secret_value() if given is not None else secrets.token_urlsafe(24)
-    announce(settings, listener, None if given is not None else token)
-    launch = Launch(config=config, environ=dict(environ), admin_token=token)
+    lines = _announcement(settings, listener, None if given is not None else token)
+
+    def announce() -> None:
+        print("\n".join(lines), flush=True)
+
+    launch = Launch(settings=settings, config=config, environ=dict(environ), admin_token=token)
     if settings.server.workers == 1:
-        return _work(settings, launch, listener, slot=0)
+        return _work(launch, listener, slot=0, started=announce)
     run_dir = Path(tempfile.mkdtemp(prefix="keepgate-"))
     try:
         launch = msgspec.structs.replace(launch, run_dir=run_dir, parent=os.getpid())
-        return _Supervisor(settings, launch, listener).run()
+        return _Supervisor(launch, listener, announce).run()
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
-def announce(settings: Settings, listener: socket.socket, made_token: str | None) -> None:
-    """What a person needs to know now, on stdout."""
+def _announcement(settings: Settings, listener: socket.socket, made_token: str | None) -> list[str]:
+    """What a person needs to know once it serves."""
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.server.tls is not None else "http"
     base = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-    lines = [f"Keepgate listens on {base} ({settings.server.workers} worker(s)); API page: {base}/docs"]
+    workers = settings.server.workers
+    lines = [f"Keepgate listens on {base} ({workers} worker{'s' if workers > 1 else ''}); API page: {base}/docs"]
     if made_token is not None:
         lines.append(f"Admin token for this run (set admin.token to choose one): {made_token}")
-    if any(upstream.provider == "demo" for upstream in settings.upstreams):
+    if _answers_to_demo(settings) and settings.server.tls is None:
         lines += [
             "The upstream `demo` is built in: it is no language model and repeats the question. Try:",
             "",
@@ -88,7 +98,13 @@ def announce(settings: Settings, listener: socket.socket, made_token: str | None
             f"  curl -s {base}/metrics | grep keepgate_cache_lookups",
             "",
         ]
-    print("\n".join(lines), flush=True)
+    return lines
+
+
+def _answers_to_demo(settings: Settings) -> bool:
+    """Whether a request as `_curl` writes it, without a key, would be answered."""
+    only = [upstream.provider for upstream in settings.upstreams] == ["demo"]
+    return only and not settings.models and not settings.keys.require
 
 
 def _curl(base: str, question: str) -> str:
@@ -113,8 +129,9 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _work(settings: Settings, launch: Launch, listener: socket.socket, *, slot: int) -> int:
-    """One worker, from its parts to its end."""
+def _work(launch: Launch, listener: socket.socket, *, slot: int, started: Callable[[], None]) -> int:
+    """One worker, from its parts to its end. Calls `started` when it serves."""
+    settings = launch.settings
     runtime = Runtime(
         settings,
         config=launch.config,
@@ -127,7 +144,7 @@ def _work(settings: Settings, launch: Launch, listener: socket.socket, *, slot: 
     server = _Server(
         uvicorn.Config(
             App(runtime),
-            http=Connection,
+            http=connection.Connection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -142,10 +159,14 @@ def _work(settings: Settings, launch: Launch, listener: socket.socket, *, slot: 
         )
     )
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        return runner.run(_served(server, runtime, listener, launch.parent))
+        return runner.run(_served(server, runtime, listener, launch, started))
 
 
-async def _served(server: _Server, runtime: Runtime, listener: socket.socket, parent: int | None) -> int:
+async def _served(
+    server: _Server, runtime: Runtime, listener: socket.socket, launch: Launch, started: Callable[[], None]
+) -> int:
+    parent, run_dir = launch.parent, launch.run_dir
+
     def stop() -> None:
         server.should_exit = True
 
@@ -162,12 +183,15 @@ async def _served(server: _Server, runtime: Runtime, listener: socket.socket, pa
     # What exists now lives as long as the worker: no use in looking through it at every collection.
     gc.collect()
     gc.freeze()
+    started()
     try:
         await server.serve(sockets=[listener])
     finally:
         if orphaned is not None:
             orphaned.cancel()
         await runtime.close()
+        if run_dir is not None and os.getppid() != parent:
+            shutil.rmtree(run_dir, ignore_errors=True)  # its owner was killed
     return 0
 
 
@@ -179,33 +203,32 @@ async def _stop_without(parent: int, stop: Callable[[], None]) -> None:
     stop()
 
 
-def _begin(launch: Launch, listener: socket.socket, slot: int) -> None:
+def _begin(launch: Launch, listener: socket.socket, slot: int, report: Connection) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        settings = load(launch.config, launch.environ)
-    except ConfigError as error:
-        print(error, file=sys.stderr, flush=True)
-        sys.exit(_FAILED_TO_START)
-    configure_logs(settings)
-    sys.exit(_work(settings, launch, listener, slot=slot))
+    configure_logs(launch.settings)
+    sys.exit(_work(launch, listener, slot=slot, started=lambda: report.send_bytes(b"serving")))
 
 
 class _Supervisor:
     """Starts the workers, passes signals on, and replaces a worker that died.
 
-    A worker that could not start stops everything: its successor could not
-    either.
+    Workers that cannot start at all stop everything: others could not either.
+    One that cannot take a dead one's place is tried again while the rest serve.
     """
 
-    def __init__(self, settings: Settings, launch: Launch, listener: socket.socket) -> None:
-        self._drain = settings.server.drain
+    def __init__(self, launch: Launch, listener: socket.socket, announce: Callable[[], None]) -> None:
         self._launch = launch
+        self._started_with = launch.settings
         self._listener = listener
         self._processes = multiprocessing.get_context("spawn")
         self._workers: dict[int, SpawnProcess] = {}
-        self._started: dict[int, float] = {}
-        self._slots = range(settings.server.workers)
+        self._begun: dict[int, float] = {}
+        self._announce = announce
+        self._reports: dict[Connection, int] = {}
+        self._served: set[int] = set()
+        self._announced = False
         self._stopping = False
+        self._reloading = False
         self._woken, self._wake = socket.socketpair()
         self._woken.setblocking(False)
         self._wake.setblocking(False)
@@ -214,36 +237,74 @@ class _Supervisor:
         signal.set_wakeup_fd(self._wake.fileno())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())
-        signal.signal(signal.SIGHUP, lambda *_: self._pass_on(signal.SIGHUP))
-        for slot in self._slots:
+        signal.signal(signal.SIGHUP, lambda *_: self._reload_soon())
+        slots = self._launch.settings.server.workers
+        for slot in range(slots):
             self._start(slot)
         exit_code = 0
-        while self._workers and not self._stopping:
-            self._sleep(None)
+        while not self._stopping:
+            self._wait()
+            if self._reloading:
+                self._reload()
             for slot, worker in list(self._workers.items()):
                 if worker.exitcode is None or self._stopping:
                     continue
-                if worker.exitcode == _FAILED_TO_START:
+                if worker.exitcode > 0 and slot not in self._served:
                     exit_code = _FAILED_TO_START
                     self._stop()
                     break
                 log.error("worker %d ended with %s; another takes its place", slot, worker.exitcode)
                 # A worker that dies at once, again and again, must not take the machine with it.
-                time.sleep(max(0.0, _RESTART_AFTER - (time.monotonic() - self._started[slot])))
-                self._start(slot)
+                self._pause(self._begun[slot] + _RESTART_AFTER)
+                if not self._stopping:
+                    self._start(slot)
         self._join()
         return exit_code
 
-    def _start(self, slot: int) -> None:
-        worker = self._processes.Process(target=_begin, args=(self._launch, self._listener, slot), daemon=False)
-        worker.start()
-        self._workers[slot] = worker
-        self._started[slot] = time.monotonic()
+    def _reload_soon(self) -> None:
+        self._reloading = True
 
-    def _sleep(self, timeout: float | None) -> None:
-        wait([self._woken, *(worker.sentinel for worker in self._workers.values())], timeout)
+    def _reload(self) -> None:
+        """Checks the file before any worker is told to read it, and remembers it for workers to come."""
+        self._reloading = False
+        try:
+            settings = reread(self._launch.config, self._launch.environ, self._started_with)
+        except ConfigError as error:
+            log_refused(error)
+            return
+        self._launch = msgspec.structs.replace(self._launch, settings=settings)
+        self._pass_on(signal.SIGHUP)
+
+    def _start(self, slot: int) -> None:
+        reader, report = self._processes.Pipe(duplex=False)
+        worker = self._processes.Process(target=_begin, args=(self._launch, self._listener, slot, report), daemon=False)
+        worker.start()
+        report.close()
+        self._reports[reader] = slot
+        self._workers[slot] = worker
+        self._begun[slot] = time.monotonic()
+
+    def _wait(self) -> None:
+        """Until a signal came, a worker ended, or one began to serve."""
+        sentinels = [worker.sentinel for worker in self._workers.values()]
+        ready = wait([self._woken, *self._reports, *sentinels])
         with contextlib.suppress(BlockingIOError):
             self._woken.recv(4096)
+        for reader in [reader for reader in self._reports if reader in ready]:
+            slot = self._reports.pop(reader)
+            with contextlib.suppress(EOFError):  # it ended before it served
+                reader.recv_bytes()
+                self._served.add(slot)
+                if len(self._served) == len(self._workers) and not self._announced:
+                    self._announced = True
+                    self._announce()
+            reader.close()
+
+    def _pause(self, until: float) -> None:
+        while not self._stopping and (left := until - time.monotonic()) > 0:
+            wait([self._woken], left)
+            with contextlib.suppress(BlockingIOError):
+                self._woken.recv(4096)
 
     def _stop(self) -> None:
         self._stopping = True
@@ -257,7 +318,7 @@ class _Supervisor:
                 os.kill(worker.pid, number)
 
     def _join(self) -> None:
-        deadline = time.monotonic() + self._drain + _STOP_GRACE
+        deadline = time.monotonic() + self._launch.settings.server.drain + _STOP_GRACE
         for worker in self._workers.values():
             worker.join(max(0.0, deadline - time.monotonic()))
             if worker.is_alive():

@@ -40,9 +40,10 @@ log = logging.getLogger("keepgate.wiring")
 
 # Stores that answer from memory: waiting on a deadline would cost more than the look-up.
 _IMMEDIATE = frozenset({"lmdb", "memory"})
-# Read once, when the process starts; a reload says so and keeps them as they are.
-_SERVER = ("server.host", "server.port", "server.workers", "server.tls", "server.drain")
-_NEEDS_RESTART = (*_SERVER, "storage", "cache", "redis", "qdrant", "admin", "logs")
+# Read when the gateway starts; a reload says so and keeps them as they are.
+_SERVER = ("host", "port", "workers", "tls", "drain")
+_SECTIONS = ("storage", "cache", "redis", "qdrant", "admin", "logs")
+_NEEDS_RESTART = (*(f"server.{name}" for name in _SERVER), *_SECTIONS)
 _LANDING = 5.0
 _SECRET_BYTES = 32
 _STDERR = 2
@@ -79,6 +80,7 @@ class Runtime:
         self._background: set[asyncio.Task[None]] = set()
         self._flights = Flights()
         self._reloading = asyncio.Lock()
+        self._retired: list[Gateway] = []  # of earlier configurations, while somebody still uses them
         self._recorder: Recorder | None = None
         self.keyring: Keyring
         self.exact: ExactTier
@@ -117,27 +119,28 @@ class Runtime:
         async with self._reloading:  # two signals at once: the second reads what the file is by then
             old = self.state
             try:
-                settings = await asyncio.to_thread(load, self._config, self._environ)
-                if not settings.keys.require and not is_loopback(self._settings.server.host):
-                    # The file may name another address by now; this is the one that is listened on.
-                    raise ConfigError("keys.require: must stay true while the gateway listens beyond loopback")
+                settings = await asyncio.to_thread(reread, self._config, self._environ, self._settings)
                 if self.semantic is None and _semantic_somewhere(settings):
-                    await self._open_semantic(self._settings)
+                    await self._open_semantic(settings)
                 same = {
                     s.name: old.gateway.upstreams[s.name] for s in old.settings.upstreams if s in settings.upstreams
                 }
                 self.state = self._compiled(settings, same)
             except (ConfigError, BackendError) as error:
-                for problem in str(error).splitlines():
-                    log.error("the new configuration is refused, the old one stays: %s", problem)  # noqa: TRY400  # no traceback for a typing error
+                log_refused(error)
                 return
-            for path in _NEEDS_RESTART:
-                value = attrgetter(path)
-                if value(settings) != value(self._settings):
-                    log.warning("%s has changed: that takes effect with the next start", path)
-            dropped = [upstream for name, upstream in old.gateway.upstreams.items() if name not in same]
-            self._spawn(_closed_when_idle(old.gateway, dropped))
+            self._retired = [gateway for gateway in self._retired if gateway.users]
+            self._retired.append(old.gateway)
+            for name, upstream in old.gateway.upstreams.items():
+                if name not in same:
+                    self._spawn(self._closed_when_idle(upstream))
             log.info("the configuration was read again")
+
+    async def _closed_when_idle(self, upstream: Upstream) -> None:
+        """Requests that began before a reload finish with the upstreams they began with, however many reloads ago."""
+        while any(gateway.users for gateway in self._retired if upstream in gateway.upstreams.values()):  # noqa: ASYNC110  # nobody waits for it
+            await asyncio.sleep(1.0)
+        await upstream.close()
 
     def tiers(self) -> dict[str, str]:
         """Each configured tier: `up`, `degraded` or `loading`."""
@@ -223,7 +226,34 @@ class Runtime:
     def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("work in the background failed", exc_info=task.exception())
+
+
+def reread(config: Path | None, environ: Mapping[str, str], started_with: Settings) -> Settings:
+    """What a reload puts into effect: the file as it is now, but for what only a start can change.
+
+    Raises `ConfigError`, also where it would open an address that stays bound.
+    """
+    settings = load(config, environ)
+    for path in _NEEDS_RESTART:
+        value = attrgetter(path)
+        if value(settings) != value(started_with):
+            log.warning("%s has changed: that takes effect with the next start", path)
+    if not settings.keys.require and not is_loopback(started_with.server.host):
+        raise ConfigError("keys.require: must stay true while the gateway listens beyond loopback")
+    server = {name: getattr(started_with.server, name) for name in _SERVER}
+    kept = {name: getattr(started_with, name) for name in _SECTIONS}
+    return settings.model_copy(update={**kept, "server": settings.server.model_copy(update=server)})
+
+
+def log_refused(error: Exception) -> None:
+    for problem in str(error).splitlines():
+        log.error("the new configuration is refused, the old one stays: %s", problem)
 
 
 def _semantic_somewhere(settings: Settings) -> bool:
@@ -341,11 +371,3 @@ def _secret(home: Path) -> bytes:
         # Not mended here: another process may be using what it read before.
         raise BackendError(f"{path} is damaged: remove it, and a new one is made at the next start")
     return secret
-
-
-async def _closed_when_idle(gateway: Gateway, upstreams: list[Upstream]) -> None:
-    """Requests that began before a reload finish with the upstreams they began with."""
-    while gateway.flying:  # noqa: ASYNC110  # nobody waits for this, and a minute more does no harm
-        await asyncio.sleep(1.0)
-    for upstream in upstreams:
-        await upstream.close()
