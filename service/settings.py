@@ -6,9 +6,12 @@ Durations are seconds, sizes bytes. docs/configuration.md has the same fields fo
 import difflib
 import ipaddress
 import math
+import os
 import re
+import socket
+import ssl
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 from urllib.parse import urlsplit
@@ -33,6 +36,8 @@ _NUMBER = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?
 _REFERENCE = re.compile(r"env\.([A-Za-z_][A-Za-z0-9_]*)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# What the onnx embedder builds from weights in a package; its module is too slow to import for a look at a name.
+_PACKAGED_MODELS = ("all-MiniLM-L6-v2",)
 # They belong to the connection, which is the transport's.
 _CONNECTION_HEADERS = frozenset({"connection", "content-length", "host", "te", "transfer-encoding", "upgrade"})
 
@@ -87,8 +92,20 @@ def _text(value: str) -> str:
 
 def _secret(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
-    if not text.strip() or not text.isprintable():
-        raise ValueError("must not be empty or hold control characters")
+    if not text.strip() or not text.isprintable() or not text.isascii():  # it travels in a header
+        raise ValueError("must be printable ASCII and not empty")
+    return value
+
+
+def _of_1kb(value: int) -> int:
+    if value < 1024:
+        raise ValueError("must be at least 1KB")
+    return value
+
+
+def _of_1mb(value: int) -> int:
+    if value < 1024**2:
+        raise ValueError("must be at least 1MB")
     return value
 
 
@@ -178,7 +195,7 @@ class ServerSettings(_Section):
     host: Text = "127.0.0.1"
     port: Annotated[Integer, Field(ge=0, le=65535)] = 8080
     workers: Annotated[Integer, Field(ge=1, le=256)] = 1
-    max_body: Annotated[Size, Field(ge=1024)] = 10 * 1024**2
+    max_body: Annotated[Size, AfterValidator(_of_1kb)] = 10 * 1024**2
     body_timeout: Period = 30.0
     drain: Duration = 30.0
     tls: TlsSettings | None = None
@@ -191,15 +208,15 @@ class StorageSettings(_Section):
 
 class ExactCacheSettings(_Section):
     store: Text = "lmdb"
-    max_size: Annotated[Size, Field(ge=1024**2)] = 1024**3
+    max_size: Annotated[Size, AfterValidator(_of_1mb)] = 1024**3
     deadline: Period = 0.05
 
 
 class VectorCacheSettings(_Section):
-    """`deadline` covers the embedding and the search together."""
+    """`deadline` covers the embedding and the search together. An entry costs each worker 2 to 5 KB of memory."""
 
     store: Text = "faiss"
-    max_entries: Annotated[Integer, Field(ge=1)] = 1_000_000
+    max_entries: Annotated[Integer, Field(ge=1)] = 50_000
     deadline: Period = 0.25
 
 
@@ -343,21 +360,26 @@ class Settings(_Section):
         return tuple(f"{path}: {what}" for path, what in _doubts(self))
 
 
-def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
+def load(path: Path | None, environ: Mapping[str, str], *, on_this_machine: bool = False) -> Settings:
     """The settings of the file, or the embedded defaults without one, under what the environment overrides.
+
+    `on_this_machine` also checks what they name here and a start needs: files,
+    folders, the host's name. Who only reads keys may lack the rights to that.
 
     Raises `ConfigError` with every problem found. Problems repeat names and
     paths, never another value: it may be a secret in the wrong place.
     """
     content, repeated = ({}, []) if path is None else _file_content(path)
     reading = _Reading(content, repeated, environ)
+    doubtful, left_out = frozenset[str](), frozenset[str]()
     try:
-        settings, doubtful = Settings.model_validate(reading.tree), frozenset[str]()
+        settings = Settings.model_validate(reading.tree)
     except ValidationError as error:
         reading.refuse(error)
-        settings, doubtful = _what_can_be_used(reading.tree, error)
-    reading.problems += [f"{where}: {what}" for where, what in _contradictions(settings, doubtful)]
-    reading.problems += [f"{where}: not in this version: {what}" for where, what in _not_in_this_version(settings)]
+        settings, doubtful, left_out = _what_can_be_used(reading.tree, error)
+    found = [*_contradictions(settings, doubtful, on_this_machine=on_this_machine)]
+    found += [(where, f"not in this version: {what}") for where, what in _not_in_this_version(settings)]
+    reading.problems += [f"{where}: {what}" for where, what in found if not _lies_in(where, left_out)]
     if reading.problems:
         raise ConfigError(*dict.fromkeys(reading.problems))
     if any(endpoint.name == "default" for endpoint in settings.endpoints):
@@ -393,11 +415,15 @@ def _not_in_this_version(settings: Settings) -> Iterator[tuple[str, str]]:
             yield f"guardrails.{at}.rules", f"no rule would be applied; leave the policy {policy.name!r} without rules"
 
 
-def _contradictions(settings: Settings, doubtful: frozenset[str]) -> Iterator[tuple[str, str]]:
-    """What is well formed and cannot work. Sections in `doubtful` are incomplete: nothing is concluded from what they
-    lack."""
+def _contradictions(
+    settings: Settings, doubtful: frozenset[str], *, on_this_machine: bool
+) -> Iterator[tuple[str, str]]:
+    """What is well formed and cannot work. Sections and items in `doubtful` are incomplete: nothing is concluded from
+    what they lack."""
     server, embedder = settings.server, settings.cache.embedder
-    if not is_loopback(server.host) and not settings.keys.require and "keys" not in doubtful:
+    if on_this_machine and not _resolves(server.host):
+        yield "server.host", f"{server.host} is neither an address nor a name that can be looked up"
+    elif not is_loopback(server.host) and not settings.keys.require and "keys" not in doubtful:
         yield (
             "server.host",
             "is open to others: set keys.require: true, or server.host to a loopback address",
@@ -405,9 +431,17 @@ def _contradictions(settings: Settings, doubtful: frozenset[str]) -> Iterator[tu
     if server.tls is not None:
         yield from _missing_file("server.tls.cert", server.tls.cert)
         yield from _missing_file("server.tls.key", server.tls.key)
+    if on_this_machine:
+        yield from _unusable_places(settings)
     for path, seam, name in _implementations(settings):
         if name not in _LATER[seam] and not _is_registered(seam, name):
             yield path, f"must be one of: {', '.join(sorted(registry.names(seam)))}"
+    if embedder.kind == "onnx" and embedder.path is None and embedder.model not in _PACKAGED_MODELS:
+        packaged = ", ".join(_PACKAGED_MODELS)
+        yield (
+            "cache.embedder.model",
+            f"no package carries {embedder.model!r}; known: {packaged}; or give the path of a folder",
+        )
     if embedder.kind == "openai" and "cache" not in doubtful:
         for key in ("base_url", "dimensions"):
             if getattr(embedder, key) is None:
@@ -437,12 +471,79 @@ def _contradictions(settings: Settings, doubtful: frozenset[str]) -> Iterator[tu
 def _upstream_contradictions(
     path: str, upstream: UpstreamSettings, doubtful: frozenset[str]
 ) -> Iterator[tuple[str, str]]:
-    if upstream.provider == "openai-compatible" and upstream.base_url is None and "upstreams" not in doubtful:
+    if upstream.provider == "openai-compatible" and upstream.base_url is None and path not in doubtful:
         yield f"{path}.base_url", "is required with provider openai-compatible"
     if upstream.auth == "passthrough" and upstream.api_key is not None:
         yield f"{path}.api_key", "cannot be combined with auth: passthrough, which forwards the caller's credential"
     if upstream.ca_file is not None:
         yield from _missing_file(f"{path}.ca_file", upstream.ca_file)
+
+
+def _unusable_places(settings: Settings) -> Iterator[tuple[str, str]]:
+    """What a start would stumble over in this machine's files. Nothing is made or changed."""
+    if settings.server.tls is not None:
+        yield from _tls_problems(settings.server.tls)
+    home = settings.storage.path
+    above = next(folder for folder in (home, *home.absolute().parents) if _holds(folder.exists))
+    if not _holds(above.is_dir):
+        yield "storage.path", f"{above} is a file; a folder is needed"
+    elif not os.access(above, os.W_OK | os.X_OK):
+        yield "storage.path", f"{above} cannot be written to"
+    embedder = settings.cache.embedder
+    if embedder.kind == "onnx" and embedder.path is not None:
+        missing = [name for name in ("model.onnx", "tokenizer.json") if not _holds((embedder.path / name).is_file)]
+        if not _holds(embedder.path.is_dir):
+            yield "cache.embedder.path", f"there is no folder {embedder.path}"
+        elif missing:
+            yield "cache.embedder.path", f"{embedder.path} lacks {' and '.join(missing)}"
+    if settings.logs.requests not in ("off", "stderr"):
+        file = Path(settings.logs.requests)
+        place = file if _holds(file.exists) else file.absolute().parent
+        if _holds(file.is_dir):
+            yield "logs.requests", f"{file} is a folder; a file is needed"
+        elif place != file and not _holds(place.is_dir):
+            yield "logs.requests", f"there is no folder {place}"
+        elif not os.access(place, os.W_OK):
+            yield "logs.requests", f"{place} cannot be written to"
+
+
+def _tls_problems(tls: TlsSettings) -> Iterator[tuple[str, str]]:
+    if not _holds(tls.cert.is_file) or not _holds(tls.key.is_file):
+        return
+    asked = False
+
+    def passphrase() -> str:
+        nonlocal asked
+        asked = True
+        return ""
+
+    # A context each: the first does not get to see the key, so that the certificate is known to be one.
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(tls.cert)
+    except OSError as error:
+        yield "server.tls.cert", _unreadable(tls.cert, error) or f"{tls.cert} holds no certificate in PEM"
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.cert, tls.key, passphrase)
+    except OSError as error:
+        if asked:
+            yield "server.tls.key", f"{tls.key} is encrypted: write it without a passphrase"
+        elif isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+            yield "server.tls.key", f"{tls.key} does not belong to the certificate of server.tls.cert"
+        else:
+            yield "server.tls.key", _unreadable(tls.key, error) or f"{tls.key} holds no private key in PEM"
+
+
+def _unreadable(file: Path, error: OSError) -> str | None:
+    return None if isinstance(error, ssl.SSLError) else f"{file} cannot be read: {error.strerror}"
+
+
+def _resolves(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # a label that is empty or too long is no name
+        return False
+    return True
 
 
 def _unknown_upstreams(path: str, model: ModelSettings, known: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -465,6 +566,10 @@ def _rule_contradictions(path: str, rule: RuleSettings) -> Iterator[tuple[str, s
         yield f"{path}.action", "mask has nothing to restore on output: use redact, or take output out of `on`"
     if ("regex" in rule.detect) != (rule.pattern is not None):
         yield f"{path}.pattern", "is for `detect: regex`, which needs it"
+
+
+def _lies_in(where: str, items: frozenset[str]) -> bool:
+    return any(where.startswith(f"{item}.") for item in items)
 
 
 def _doubts(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -510,8 +615,16 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _holds(check: Callable[[], bool]) -> bool:
+    """A path's own test, and False for a path that cannot be tested: too long, or in a folder that is closed to us."""
+    try:
+        return check()
+    except OSError:
+        return False
+
+
 def _missing_file(path: str, file: Path) -> Iterator[tuple[str, str]]:
-    if not file.is_file():
+    if not _holds(file.is_file):
         yield path, f"there is no file {file}"
 
 
@@ -640,24 +753,36 @@ def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
         yield from _models_in(part)
 
 
-def _what_can_be_used(tree: dict[str, Any], error: ValidationError) -> tuple[Settings, frozenset[str]]:
-    """The settings without what `error` refuses, and the sections that lack something, so that a slip of the pen
-    does not hide the problems behind it."""
-    doubtful = frozenset(str(problem["loc"][0]) for problem in _causes(error))
+# What stands where an item was left out, so that the others keep their places; nothing is reported of it.
+_STAND_INS: dict[str, dict[str, Any]] = {
+    "upstreams": {"provider": "demo"},
+    "models": {"targets": [{"upstream": "none", "model": "none"}]},
+    "endpoints": {},
+    "guardrails": {},
+}
+
+
+def _what_can_be_used(tree: dict[str, Any], error: ValidationError) -> tuple[Settings, frozenset[str], frozenset[str]]:
+    """The settings without what `error` refuses, so that a slip of the pen does not hide the problems behind it; the
+    sections and items that lack something; and the items that were left out, where a stand-in is."""
+    paths = [problem["loc"] for problem in _causes(error)]
+    doubtful = {str(path[0]) for path in paths} | {_dotted(path[:2]) for path in paths if path[0] in _STAND_INS}
+    left_out: set[str] = set()
     while True:
         refused = {_smallest_loss(problem, tree) for problem in _causes(error)}
+        left_out |= {_dotted(path) for path in refused if len(path) == 2 and path[0] in _STAND_INS}
         tree = cast("dict[str, Any]", _without(tree, refused, ()))
         try:
-            return Settings.model_validate(tree), doubtful
+            return Settings.model_validate(tree), frozenset(doubtful), frozenset(left_out)
         except ValidationError as further:  # what was left out is missed elsewhere
             error = further
 
 
 def _smallest_loss(problem: Any, tree: object) -> tuple[str | int, ...]:
-    """The path to leave out. A whole section where leaving out less would shift the places of its items."""
+    """The path to leave out: of what lacks something, the item of a section's list or the whole section."""
     path: tuple[str | int, ...] = problem["loc"]
-    if problem["type"] == "missing" or (len(path) == 2 and isinstance(path[1], int)):
-        return path[:1]
+    if problem["type"] == "missing":
+        return path[:2] if path[0] in _STAND_INS else path[:1]
     for depth, step in enumerate(path):
         if not isinstance(tree, dict | list):
             return path[:depth]  # the rest is inside a value that was written in short
@@ -671,9 +796,19 @@ def _without(value: object, refused: set[tuple[str | int, ...]], path: tuple[str
             key: _without(item, refused, (*path, key)) for key, item in value.items() if (*path, key) not in refused
         }
     if isinstance(value, list):
-        kept = [(at, item) for at, item in enumerate(value) if (*path, at) not in refused]
-        return [_without(item, refused, (*path, at)) for at, item in kept]
+        return [
+            _without(item, refused, (*path, at)) if (*path, at) not in refused else _stand_in(path, at)
+            for at, item in enumerate(value)
+            if (*path, at) not in refused or path in _LISTS
+        ]
     return value
+
+
+_LISTS = {(section,) for section in _STAND_INS}
+
+
+def _stand_in(path: tuple[str | int, ...], at: int) -> dict[str, Any]:
+    return {"name": f"left-out-{at}", **_STAND_INS[str(path[0])]}
 
 
 def _file_content(path: Path) -> tuple[dict[str, Any], Sequence[str]]:

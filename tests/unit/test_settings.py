@@ -1,13 +1,22 @@
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import trustme
 import yaml
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from pydantic import BaseModel, SecretStr
 
+from backends.embedding import minilm
 from models.errors import ConfigError
-from service.settings import Settings, load
+from service.settings import EmbedderSettings, Settings, load
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -47,7 +56,7 @@ def test_without_a_file_the_embedded_defaults_apply() -> None:
     assert [(upstream.name, upstream.provider) for upstream in settings.upstreams] == [("demo", "demo")]
     assert [endpoint.name for endpoint in settings.endpoints] == ["default"]
     assert settings.endpoints[0].cache.threshold == 0.92
-    assert settings.cache.vector.deadline == 0.25
+    assert (settings.cache.vector.deadline, settings.cache.vector.max_entries) == (0.25, 50_000)
     assert settings.warnings == ()
 
 
@@ -130,6 +139,25 @@ def test_every_problem_is_reported_at_once(problems: Refusing) -> None:
         "endpoints.1.name: is required",
         "endpoints.1.cache.ttl: must be greater than 0",
         "server.host: is open to others: set keys.require: true, or server.host to a loopback address",
+        "upstreams.1.base_url: is required with provider openai-compatible",
+        "endpoints.0.guardrails.0: no policy is named 'legal'; known: default",
+    ]
+
+
+def test_an_item_that_cannot_be_read_hides_nothing_about_the_others(problems: Refusing) -> None:
+    found = problems(
+        "upstreams: [{name: a, provider: anthropic}, {name: 'a b'}, {name: a, provider: openai-compatible}]\n"
+        "models: [5, {name: m, targets: [{upstream: a, model: x}]}, {name: m, targets: [{upstream: a, model: x}]}]\n"
+    )
+
+    assert found == [
+        NOT_A_NAME.replace("upstreams.0", "upstreams.1"),
+        "upstreams.1.provider: is required",
+        "models.0: must be a mapping",
+        "upstreams.2.name: 'a' is taken by upstreams.0",
+        "models.2.name: 'm' is taken by models.1",
+        "upstreams.2.base_url: is required with provider openai-compatible",
+        "upstreams.0.provider: not in this version: anthropic; use one of: demo, openai, openai-compatible",
     ]
 
 
@@ -208,7 +236,17 @@ def test_nothing_is_concluded_from_a_section_that_could_not_be_read(problems: Re
             "upstreams.0.headers: 'Host' is not a header that can be set",
         ),
         ("upstreams: [{name: a, provider: openia}]", "upstreams.0.provider: must be one of: demo, openai"),
-        ("admin: {token: ''}", "admin.token: must not be empty"),
+        ("admin: {token: ''}", "admin.token: must be printable ASCII and not empty"),
+        (
+            "upstreams: [{name: a, provider: openai, api_key: schlüssel}]",
+            "upstreams.0.api_key: must be printable ASCII and not empty",
+        ),
+        ("cache: {exact: {max_size: 5KB}}", "cache.exact.max_size: must be at least 1MB"),
+        ("server: {max_body: 12}", "server.max_body: must be at least 1KB"),
+        (
+            "cache: {embedder: {model: bge-small}}",
+            "cache.embedder.model: no package carries 'bge-small'; known: all-MiniLM-L6-v2; or give the path",
+        ),
         (
             "guardrails: [{name: p, rules: [{detect: email, on: [output], action: mask}]}]",
             "guardrails.0.rules.0.action: mask has nothing to restore on output",
@@ -217,6 +255,128 @@ def test_nothing_is_concluded_from_a_section_that_could_not_be_read(problems: Re
 )
 def test_a_problem_names_its_path_and_what_to_do(problems: Refusing, text: str, problem: str) -> None:
     assert any(found.startswith(problem) for found in problems(text))
+
+
+# --- what the settings name on this machine
+
+
+@pytest.fixture
+def found_here(tmp_path: Path) -> Refusing:
+    def of_text(text: str, environ: Mapping[str, str] | None = None) -> list[str]:
+        path = tmp_path / "keepgate.yaml"
+        path.write_text(text.replace("HERE", str(tmp_path)), encoding="utf-8")
+        load(path, environ or {})  # who only reads keys is not stopped by them
+        with pytest.raises(ConfigError) as refused:
+            load(path, environ or {}, on_this_machine=True)
+        return [problem.replace(str(tmp_path), "HERE") for problem in refused.value.problems]
+
+    return of_text
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("storage: {path: HERE/file}", "storage.path: HERE/file is a file; a folder is needed"),
+        ("storage: {path: HERE/file/data}", "storage.path: HERE/file is a file; a folder is needed"),
+        ("logs: {requests: HERE/none/requests.log}", "logs.requests: there is no folder HERE/none"),
+        ("logs: {requests: HERE/file/requests.log}", "logs.requests: there is no folder HERE/file"),
+        ("logs: {requests: HERE}", "logs.requests: HERE is a folder; a file is needed"),
+        ("cache: {embedder: {path: HERE/none}}", "cache.embedder.path: there is no folder HERE/none"),
+        ("cache: {embedder: {path: HERE}}", "cache.embedder.path: HERE lacks model.onnx and tokenizer.json"),
+        (
+            "server: {host: no.such.invalid}\nkeys: {require: true}",
+            "server.host: no.such.invalid is neither an address nor a name that can be looked up",
+        ),
+    ],
+)
+def test_what_a_start_would_stumble_over_is_a_problem(
+    found_here: Refusing, tmp_path: Path, text: str, problem: str
+) -> None:
+    (tmp_path / "file").write_text("")
+
+    assert found_here(text) == [problem]
+
+
+def test_a_host_that_cannot_be_looked_up_is_not_called_open_to_others(tmp_path: Path) -> None:
+    path = tmp_path / "keepgate.yaml"
+    path.write_text("server: {host: no.such.invalid}")
+
+    with pytest.raises(ConfigError) as refused:
+        load(path, {}, on_this_machine=True)
+
+    assert len(refused.value.problems) == 1
+    assert "looked up" in refused.value.problems[0]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to_is_a_problem(found_here: Refusing, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+
+    found = found_here("storage: {path: HERE/closed/data}\nlogs: {requests: HERE/closed/log}")
+
+    assert found == [
+        "storage.path: HERE/closed cannot be written to",
+        "logs.requests: HERE/closed cannot be written to",
+    ]
+
+
+@pytest.fixture(scope="module")
+def tls_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `cert`, its `key`, that key `encrypted`, the key of `another` certificate, and `text`."""
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    issued, another = authority.issue_cert("127.0.0.1"), authority.issue_cert("127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(str(folder / "cert"))
+    issued.private_key_pem.write_to_path(str(folder / "key"))
+    another.private_key_pem.write_to_path(str(folder / "another"))
+    key = load_pem_private_key(issued.private_key_pem.bytes(), None)
+    sealed = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"open sesame"))
+    (folder / "encrypted").write_bytes(sealed)
+    (folder / "text").write_text("no PEM at all")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "problem"),
+    [
+        ("text", "key", "server.tls.cert: TLS/text holds no certificate in PEM"),
+        ("key", "key", "server.tls.cert: TLS/key holds no certificate in PEM"),
+        ("cert", "text", "server.tls.key: TLS/text holds no private key in PEM"),
+        ("cert", "encrypted", "server.tls.key: TLS/encrypted is encrypted: write it without a passphrase"),
+        ("cert", "another", "server.tls.key: TLS/another does not belong to the certificate of server.tls.cert"),
+        ("none", "key", "server.tls.cert: there is no file TLS/none"),
+    ],
+)
+def test_a_tls_pair_that_cannot_serve_is_a_problem(
+    tls_files: Path, tmp_path: Path, cert: str, key: str, problem: str
+) -> None:
+    path = tmp_path / "keepgate.yaml"
+    path.write_text(f"server: {{tls: {{cert: {tls_files}/{cert}, key: {tls_files}/{key}}}}}")
+
+    with pytest.raises(ConfigError) as refused:
+        load(path, {}, on_this_machine=True)
+
+    assert [found.replace(str(tls_files), "TLS") for found in refused.value.problems] == [problem]
+
+
+def test_a_machine_with_everything_in_its_place_is_fine(tls_files: Path, tmp_path: Path) -> None:
+    for name in ("model.onnx", "tokenizer.json"):
+        (tmp_path / name).write_text("")
+    path = tmp_path / "keepgate.yaml"
+    path.write_text(
+        f"server: {{host: localhost, tls: {{cert: {tls_files}/cert, key: {tls_files}/key}}}}\n"
+        f"storage: {{path: {tmp_path}/to/be/made}}\n"
+        f"cache: {{embedder: {{path: {tmp_path}}}}}\n"
+        f"logs: {{requests: {tmp_path}/requests.log}}\n"
+    )
+
+    assert load(path, {}, on_this_machine=True).server.tls is not None
+    assert not (tmp_path / "to").exists()
+
+
+def test_the_models_known_to_the_settings_are_those_that_can_be_built() -> None:
+    assert EmbedderSettings().model == minilm.NAME
+    assert load(None, {"KEEPGATE_CACHE__EMBEDDER__MODEL": minilm.NAME}) == load(None, {})
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.10", "::1"])
