@@ -228,6 +228,47 @@ def test_sighup_makes_a_changed_file_count_on_every_worker_and_drops_no_stream(
         assert stream.body.endswith("data: [DONE]\n\n")
 
 
+def test_streams_outlive_two_reloads_that_drop_their_upstream(tmp_path: Path, mock: Mock, model: str) -> None:
+    with running_gateway(tmp_path, exact_only(tmp_path, mock)) as gateway:
+        mock.behaves(chunk_delay=100, tokens=30)
+        stream = RunningStream(gateway, model)
+        mock.behaves(chunk_delay=0)
+        changed = exact_only(tmp_path, mock, endpoints=[{"name": "default", "cache": {"mode": "off"}}])
+        gateway.configure(changed)
+        gateway.server.signal(signal.SIGHUP)
+        on_all(gateway, QUESTION, model, 1, lambda answer: answer.headers["x-keepgate-cache"] == "bypass")
+
+        changed["upstreams"][0] |= {"name": "renamed", "read_timeout": "17s"}
+        gateway.configure(changed)
+        gateway.server.signal(signal.SIGHUP)
+        on_all(gateway, QUESTION, model, 1, lambda answer: "renamed" in answer.headers["x-keepgate-upstream"])
+        assert stream.running
+
+        assert len(streamed_text(stream.end()).split()) == 30
+        assert stream.body.endswith("data: [DONE]\n\n")
+
+
+def test_a_body_that_arrives_across_a_reload_is_served(tmp_path: Path, mock: Mock, model: str) -> None:
+    with running_gateway(tmp_path, exact_only(tmp_path, mock)) as gateway:
+        body = json.dumps(question(QUESTION, model=model)).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", gateway.server.port), timeout=20) as client:
+            client.sendall(head.encode() + body[:20])
+            changed = exact_only(tmp_path, mock)
+            changed["upstreams"][0]["name"] = "renamed"
+            eventually(lambda: gateway.metric("keepgate_inflight") == 1)
+            gateway.configure(changed)
+            gateway.server.signal(signal.SIGHUP)
+            eventually(lambda: "read again" in gateway.log())
+            client.sendall(body[20:])
+
+            answer = b"".join(iter(lambda: client.recv(65_536), b""))
+
+        assert answer.startswith(b"HTTP/1.1 200")
+
+
 def test_a_reload_changes_the_threshold(tmp_path: Path, mock: Mock, model: str) -> None:
     def config(threshold: float) -> Json:
         endpoints = [{"name": "default", "cache": {"mode": "semantic", "threshold": threshold}}]
@@ -377,6 +418,24 @@ def test_a_killed_worker_is_replaced_and_serving_goes_on(tmp_path: Path, mock: M
         assert fresh(gateway, QUESTION, model).headers["x-keepgate-cache"] == "exact"
         gateway.server.signal(signal.SIGTERM)
         assert gateway.server.process.wait(10) == 0
+
+
+def test_a_worker_that_dies_while_the_file_is_invalid_is_replaced_by_one_that_serves_as_the_others_do(
+    tmp_path: Path, mock: Mock, model: str
+) -> None:
+    config = exact_only(tmp_path, mock, keys={"require": True})
+    with running_gateway(tmp_path, config, "--workers", "2") as gateway:
+        before = workers_of(gateway)
+        for broken in ({**config, "keys": {"require": False}, "storage": {"path": str(tmp_path / "other")}}, {"no": 1}):
+            gateway.configure(broken)  # nobody said that it should be read
+
+            os.kill(before[0], signal.SIGKILL)
+            eventually(lambda: len(workers_of(gateway)) == 2 and before[0] not in workers_of(gateway), within=20)  # noqa: B023
+            before = workers_of(gateway)
+
+        refusals = each_worker(gateway, QUESTION, model)
+        assert {answer.status_code for answer in refusals.values()} == {401}
+        assert not (tmp_path / "other").exists()
 
 
 def test_a_killed_supervisor_leaves_no_worker_behind(tmp_path: Path, mock: Mock) -> None:
