@@ -2,18 +2,34 @@
 
 import asyncio
 import contextlib
+import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from importlib.metadata import version
+from typing import Any
 
 import msgspec
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
-from models.errors import GatewayError, RequestError
+from models.errors import AccessError, BackendError, GatewayError, RequestError
 from models.request import Operation
-from service.admin.api import management
+from service.admin.api import PREFIX as ADMIN
+from service.admin.api import is_admin, management
 from service.api import openai
 from service.api.errors import error_headers, openai_body, status_of
-from service.api.exchange import HeaderList, Message, Receive, Scope, Send, send_whole
+from service.api.exchange import (
+    ClientGone,
+    HeaderList,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    header_map,
+    read_body,
+    send_whole,
+)
 from service.telemetry.metrics import render
 from service.wiring import Runtime
 
@@ -29,12 +45,21 @@ _EXPOSED = (
 )
 
 
+# What the management API takes: a key's description is a few hundred bytes.
+_MAX_ADMIN_BODY = 1024**2
+_LOOPBACK_ORIGIN = re.compile(
+    rb"https?://(?:localhost|127\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}|\[::1\])(?::[0-9]{1,5})?"
+)
+
+
 class App:
     """One worker's application. `runtime.state` is swapped on reload; a request keeps the one it began with."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._management = management(runtime)
+        for kind in (GatewayError, BackendError, RequestValidationError, HTTPException, Exception):
+            self._management.add_exception_handler(kind, _refusal)
         self._plain: dict[str, Callable[[Scope, Receive, Send], Awaitable[None]]] = {
             "/": self._root,
             "/health/live": self._live,
@@ -45,37 +70,73 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        if self._runtime.state.cors_origins:
-            answered, send = await self._cors(scope, send)
-            if answered:
-                return
         path: str = scope["path"]
         endpoint = "default"
         if path.startswith("/e/"):
             endpoint, _, rest = path[3:].partition("/")
             path = f"/{rest}"
+        state = self._runtime.state
         operation = _INFERENCE.get(path)
+        models = operation is None and (path == "/v1/models" or path.startswith("/v1/models/"))
+        if state.cors_origins and (operation is not None or models):
+            answered, send = await self._cors(scope, send)
+            if answered:
+                return
         if operation is not None and scope["method"] == "POST":
-            await openai.serve(self._runtime.state.gateway, operation, endpoint, scope, receive, send)
+            if not state.settings.keys.require:
+                # Nobody has to show a key, so a page in the operator's own browser could spend what the upstreams'
+                # credentials allow: its requests are told by their Origin.
+                for name, origin in scope["headers"]:
+                    if name == b"origin" and not _may_ask(origin, state.cors_origins):
+                        await _refuse(send, _foreign_page())
+                        return
+            await openai.serve(state.gateway, operation, endpoint, scope, receive, send)
         elif operation is not None:
-            await _refuse(send, RequestError(f"{path} takes POST", code="method_not_allowed"), (b"allow", b"POST"))
-        elif path == "/v1/models" or path.startswith("/v1/models/"):
+            await _refuse(send, _not_allowed(path, "POST"), (b"allow", b"POST"))
+        elif models:
             await self._models(path, endpoint, scope, send)
-        elif (plain := self._plain.get(scope["path"])) is not None and scope["method"] in ("GET", "HEAD"):
-            await plain(scope, receive, send)
+        elif (plain := self._plain.get(scope["path"])) is not None:
+            if scope["method"] in ("GET", "HEAD"):
+                await plain(scope, receive, send)
+            else:
+                await _refuse(send, _not_allowed(path, "GET"), (b"allow", b"GET, HEAD"))
         elif path.startswith("/v1/") or scope["path"].startswith("/e/"):
             await _refuse(send, RequestError(f"nothing is served at {path}", code="not_found"))
+        elif path.startswith(ADMIN):
+            await self._administered(scope, receive, send)
         else:
             await self._management(scope, receive, send)
 
+    async def _administered(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Token first, then a bounded body, and only then FastAPI, which reads whatever it is sent."""
+        headers = header_map(scope["headers"])
+        if not is_admin(headers, self._runtime.admin_token):
+            problem = AccessError("the admin token is required: Authorization: Bearer TOKEN")
+            await _refuse(send, problem, (b"www-authenticate", b"Bearer"))
+            return
+        timeout = self._runtime.state.gateway.limits.body_timeout
+        try:
+            body = await read_body(headers, receive, limit=_MAX_ADMIN_BODY, timeout=timeout)
+        except RequestError as error:
+            if error.code == "request_too_large":  # another limit than the one the message would name
+                error = RequestError(f"the body is larger than {_MAX_ADMIN_BODY} bytes", code=error.code)
+            await _refuse(send, error, (b"connection", b"close"))
+            return
+        except ClientGone:
+            return
+        # Bodies are JSON whatever they are called, as they are under /v1: `curl -d` calls them a form.
+        typed = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+        await self._management({**scope, "headers": [*typed, _JSON]}, _replayed(body, receive), send)
+
     async def _models(self, path: str, endpoint: str, scope: Scope, send: Send) -> None:
         state = self._runtime.state
+        request_id = openai.new_request_id()
         if scope["method"] not in ("GET", "HEAD"):
-            await _refuse(send, RequestError(f"{path} takes GET", code="method_not_allowed"), (b"allow", b"GET, HEAD"))
+            await _refuse(send, _not_allowed(path, "GET"), (b"allow", b"GET, HEAD"), request_id=request_id)
             return
         try:
             context = state.gateway.authenticate(
-                dict(scope["headers"]), endpoint, request_id=openai.new_request_id(), started=time.perf_counter()
+                dict(scope["headers"]), endpoint, request_id=request_id, started=time.perf_counter()
             )
             name = path.removeprefix("/v1/models").removeprefix("/")
             if name:
@@ -83,9 +144,9 @@ class App:
             else:
                 body = openai.model_list(state.gateway, await state.catalog.names(), context)
         except GatewayError as error:
-            await _refuse(send, error)
+            await _refuse(send, error, request_id=request_id)
             return
-        await send_whole(send, 200, [_JSON], body)
+        await send_whole(send, 200, [_JSON, (b"x-keepgate-request-id", request_id.encode())], body)
 
     async def _root(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         body = {"name": "keepgate", "version": version("keepgate"), "docs": "/docs"}
@@ -110,14 +171,13 @@ class App:
     async def _cors(self, scope: Scope, send: Send) -> tuple[bool, Send]:
         """Answers a preflight, or gives a `send` that adds the headers a browser looks for."""
         asked = dict(scope["headers"])
-        origin = asked.get(b"origin", b"")
-        allowed = self._runtime.state.cors_origins
-        if origin.decode("latin-1") not in allowed and "*" not in allowed:
+        origin = asked.get(b"origin")
+        if origin is None or not _is_listed(origin, self._runtime.state.cors_origins):
             return False, send
         permission: HeaderList = [(b"access-control-allow-origin", origin), (b"vary", b"Origin")]
         if scope["method"] == "OPTIONS" and b"access-control-request-method" in asked:
             permission += [
-                (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS"),
+                (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
                 (b"access-control-allow-headers", asked.get(b"access-control-request-headers", b"*")),
                 (b"access-control-max-age", b"600"),
             ]
@@ -134,8 +194,86 @@ class App:
         return False, permitting
 
 
-async def _refuse(send: Send, error: GatewayError, *more: tuple[bytes, bytes]) -> None:
-    request_id = openai.new_request_id()
+def _is_listed(origin: bytes, allowed: Collection[str]) -> bool:
+    return "*" in allowed or origin.decode("latin-1") in allowed
+
+
+def _may_ask(origin: bytes, allowed: Collection[str]) -> bool:
+    """Whether a page of `origin` may ask without a key: the operator named it, or it comes from this machine."""
+    return _is_listed(origin, allowed) or _LOOPBACK_ORIGIN.fullmatch(origin) is not None
+
+
+def _foreign_page() -> AccessError:
+    return AccessError(
+        "pages of this origin may not ask: set server.cors_origins, or keys.require: true", code="not_allowed"
+    )
+
+
+def _not_allowed(path: str, method: str) -> RequestError:
+    return RequestError(f"{path} takes {method}", code="method_not_allowed")
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body which has been read, and after it what comes after."""
+    pending = [body]
+
+    async def replay() -> Message:
+        if pending:
+            return {"type": "http.request", "body": pending.pop(), "more_body": False}
+        return await receive()
+
+    return replay
+
+
+async def _refuse(send: Send, error: GatewayError, *more: tuple[bytes, bytes], request_id: str | None = None) -> None:
+    request_id = request_id or openai.new_request_id()
     headers = [_JSON, (b"x-keepgate-request-id", request_id.encode()), *more, *error_headers(error)]
     with contextlib.suppress(ConnectionError):
         await send_whole(send, status_of(error), headers, openai_body(error, request_id))
+
+
+# --- errors of the management API, in the same shape
+
+
+async def _refusal(request: Request, error: Exception) -> Response:
+    problem, status = _as_refusal(request.url.path, error)
+    request_id = openai.new_request_id()
+    headers = dict(getattr(error, "headers", None) or {})
+    headers |= {name.decode(): value.decode("latin-1") for name, value in error_headers(problem)}
+    headers["x-keepgate-request-id"] = request_id
+    return Response(openai_body(problem, request_id), status, headers, media_type="application/json")
+
+
+def _as_refusal(path: str, error: Exception) -> tuple[GatewayError, int]:
+    match error:
+        case GatewayError():
+            return error, status_of(error)
+        case BackendError():
+            unavailable = GatewayError(str(error), code="store_unavailable")
+            return unavailable, status_of(unavailable)
+        case RequestValidationError():
+            found = error.errors()
+            params = ["" if p["type"] == "json_invalid" else ".".join(map(str, p["loc"][1:])) for p in found]
+            message = "; ".join(f"{param or 'body'}: {_why(p)}" for param, p in zip(params, found, strict=True))
+            return RequestError(message, param=params[0] or None), 422
+        case HTTPException(status_code=404):
+            return RequestError(f"nothing is served at {path}", code="not_found"), 404
+        case HTTPException(status_code=405):
+            return RequestError(f"{path} does not take that method", code="method_not_allowed"), 405
+        case HTTPException(status_code=status) if status < 500:
+            return RequestError(str(error.detail)), status
+    # The server logs what it was.
+    return GatewayError("this could not be done: the gateway's log has the cause"), 500
+
+
+def _why(problem: Mapping[str, Any]) -> str:
+    match problem["type"]:
+        case "value_error":
+            return str(problem["ctx"]["error"])
+        case "extra_forbidden":
+            return "unknown field"
+        case "missing":
+            return "is required"
+        case "json_invalid":
+            return "is no JSON"
+    return str(problem["msg"])

@@ -8,21 +8,20 @@ import argparse
 import datetime as dt
 import json
 import os
-import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from models.errors import BackendError, ConfigError
 from models.key import VirtualKey
+from service.governance import issuing
 from service.settings import Settings, load
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_T = TypeVar("_T")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -49,7 +48,7 @@ def _serve(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None:
             environ[f"KEEPGATE_SERVER__{name.upper()}"] = str(value)
-    settings = load(options.config, environ)
+    settings = load(options.config, environ, on_this_machine=True)
     _warn(settings)
     if options.config is None:
         print("No --config: serving the embedded defaults with the demo upstream.", file=sys.stderr)
@@ -60,7 +59,7 @@ def _check_config(options: argparse.Namespace) -> int:
     problems: tuple[str, ...] = ()
     warnings: Sequence[str] = ()
     try:
-        warnings = load(options.file, os.environ).warnings
+        warnings = load(options.file, os.environ, on_this_machine=True).warnings
     except ConfigError as error:
         problems = error.problems
     if options.json:
@@ -75,14 +74,18 @@ def _check_config(options: argparse.Namespace) -> int:
 def _mock_upstream(options: argparse.Namespace) -> int:
     from service.bench import mock_upstream
 
-    mock_upstream.run(
-        host=options.host,
-        port=options.port,
-        latency=options.latency,
-        tokens=options.tokens,
-        chunk_delay=options.chunk_delay,
-        error_rate=options.error_rate,
-    )
+    try:
+        mock_upstream.run(
+            host=options.host,
+            port=options.port,
+            latency=options.latency,
+            tokens=options.tokens,
+            chunk_delay=options.chunk_delay,
+            error_rate=options.error_rate,
+        )
+    except OSError as error:
+        print(f"keepgate: {options.host}:{options.port} cannot be bound: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -91,10 +94,10 @@ def _keys_create(options: argparse.Namespace) -> int:
     from service.wiring import open_keyring
 
     settings = load(options.config, os.environ)
-    known = {endpoint.name for endpoint in settings.endpoints}
-    unknown = sorted(set(options.endpoint or ()) - known)
-    if unknown:
-        print(f"keepgate: no endpoint named {', '.join(unknown)}; known: {', '.join(sorted(known))}", file=sys.stderr)
+    try:
+        issuing.check_endpoints(options.endpoint, {endpoint.name for endpoint in settings.endpoints})
+    except ValueError as error:
+        print(f"keepgate: {error}", file=sys.stderr)
         return 1
     now = time.time()
     secret, key = keys.make(
@@ -129,7 +132,7 @@ def _keys_list(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([msgspec.to_builtins(key) for key in keys]))
         return 0
-    rows = [("ID", "NAME", "TEAM", "ENDPOINTS", "MODELS", "CREATED", "STATE"), *map(_row, keys)]
+    rows = [("ID", "NAME", "TEAM", "ENDPOINTS", "MODELS", "CREATED", "EXPIRES", "STATE"), *map(_row, keys)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -166,14 +169,18 @@ def _row(key: VirtualKey) -> tuple[str, ...]:
     def listed(names: tuple[str, ...] | None) -> str:
         return "all" if names is None else ",".join(names)
 
-    created = dt.datetime.fromtimestamp(key.created_at, dt.UTC).strftime("%Y-%m-%d %H:%M")
+    def moment(seconds: float) -> str:
+        return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%d %H:%M")
+
     if key.revoked_at is not None:
         state = "revoked"
     elif key.expires_at is not None and key.expires_at <= time.time():
         state = "expired"
     else:
         state = "active"
-    return (key.key_id, key.name, key.team or "-", listed(key.endpoints), listed(key.models), created, state)
+    expires = "never" if key.expires_at is None else moment(key.expires_at)
+    names = (key.key_id, key.name, key.team or "-", listed(key.endpoints), listed(key.models))
+    return (*names, moment(key.created_at), expires, state)
 
 
 def _warn(settings: Settings) -> None:
@@ -214,11 +221,16 @@ def _parser() -> argparse.ArgumentParser:
 
     keys = _group(commands, "keys", "virtual keys (kg-...)")
     create = _command(keys, "create", _keys_create, "make a key; its secret is printed once")
-    create.add_argument("--name", required=True, help="whose key this is, for people")
-    create.add_argument("--team", help="who it shares cache entries with where cache.scope is team")
+    name = _checked(issuing.checked_name)
+    create.add_argument("--name", required=True, type=name, help="whose key this is, for people")
+    create.add_argument("--team", type=name, help="who it shares cache entries with where cache.scope is team")
     create.add_argument("--endpoint", action="append", metavar="NAME", help="may use this one only (repeat for more)")
-    create.add_argument("--model", action="append", metavar="NAME", help="may ask this one only (repeat for more)")
-    create.add_argument("--expires", type=_duration, metavar="TIME", help="for example 12h or 90d (default: never)")
+    model = _checked(issuing.checked_model)
+    create.add_argument(
+        "--model", action="append", type=model, metavar="NAME", help="may ask this one only (repeat for more)"
+    )
+    life = _checked(issuing.lifetime)
+    create.add_argument("--expires", type=life, metavar="TIME", help="for example 12h or 90d (default: never)")
     _takes_config(create)
     _takes_json(create)
     listing = _command(keys, "list", _keys_list, "all keys, without their secrets")
@@ -288,8 +300,13 @@ def _share(text: str) -> float:
     return amount
 
 
-def _duration(text: str) -> float:
-    matched = _DURATION.fullmatch(text)
-    if matched is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 30m, 12h or 90d")
-    return float(matched[1]) * _UNITS[matched[2]]
+def _checked(check: Callable[[str], _T]) -> Callable[[str], _T]:
+    """`check` as argparse wants it: its words in the message."""
+
+    def checked(text: str) -> _T:
+        try:
+            return check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return checked

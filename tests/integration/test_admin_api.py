@@ -1,11 +1,22 @@
 """The management API of a running gateway, with its token and without."""
 
+import asyncio
 import re
+import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
 
+from backends.keyring.memory import MemoryKeyring
+from models.errors import StoreFull
+from models.key import VirtualKey
+from service.app import App
+from service.context import Limits
+from service.wiring import Runtime
 from tests.support.gateway import ADMIN_TOKEN, Gateway, Mock, running_gateway, settings
 
 QUESTION = "How do I download my invoice?"
@@ -18,6 +29,16 @@ ROUTES = [
     ("DELETE", "/admin/api/keys/0123456789ab"),
     ("DELETE", "/admin/api/cache?endpoint=default"),
 ]
+
+
+def refused(answer: httpx.Response, code: str) -> dict[str, Any]:
+    """The error of an answer, which has the one shape that all errors have."""
+    error: dict[str, Any] = answer.json()["error"]
+    assert set(answer.json()) == {"error"}
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
+    assert error["code"] == code
+    assert error["request_id"] == answer.headers["x-keepgate-request-id"]
+    return error
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -75,19 +96,171 @@ def test_a_key_is_made_listed_used_and_revoked(gateway: Gateway, model: str) -> 
     assert revoked.json()["revoked_at"] is not None
 
 
-@pytest.mark.parametrize("body", [{}, {"name": ""}, {"name": "x", "expires_in": 0}, {"name": "x", "endpoints": "all"}])
-def test_a_key_that_cannot_be_made_is_a_422_that_says_why(gateway: Gateway, body: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({}, "name", "name: is required"),
+        ({"name": ""}, "name", "name: must be 1 to 128 printable characters"),
+        ({"name": "x" * 129}, "name", "name: must be 1 to 128 printable characters"),
+        ({"name": "two\nlines"}, "name", "name: must be 1 to 128 printable characters"),
+        ({"name": "\u001b[31mred"}, "name", "name: must be 1 to 128 printable characters"),
+        ({"name": "x", "team": " "}, "team", "team: must be 1 to 128 printable characters"),
+        ({"name": "x", "expires_in": 0}, "expires_in", "expires_in: must be a duration above 0"),
+        ({"name": "x", "expires_in": 1e18}, "expires_in", "expires_in: must be a duration above 0"),
+        ({"name": "x", "expires_in": "soon"}, "expires_in", "expires_in: must be a duration above 0"),
+        ({"name": "x", "expires_in": True}, "expires_in", "expires_in: must be a duration above 0"),
+        ({"name": "x", "endpoints": "all"}, "endpoints", "endpoints: Input should be a valid list"),
+        ({"name": "x", "endpoints": []}, "endpoints", "endpoints: List should have at least 1 item"),
+        ({"name": "x", "endpoints": ["nope"]}, "endpoints", "endpoints: no endpoint is named 'nope'; known: default"),
+        ({"name": "typo", "endpoint": "faq", "model": "m1"}, "endpoint", "endpoint: unknown field; model: unknown"),
+    ],
+)
+def test_a_key_that_cannot_be_made_is_a_422_that_says_why(
+    gateway: Gateway, body: dict[str, object], param: str, message: str
+) -> None:
+    before = gateway.admin("GET", "/keys").json()
+
     answer = gateway.admin("POST", "/keys", json=body)
 
     assert answer.status_code == 422
-    assert answer.json()["detail"]
+    assert refused(answer, "invalid_request")["param"] == param
+    assert refused(answer, "invalid_request")["message"].startswith(message)
+    assert gateway.admin("GET", "/keys").json() == before
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("12h", 43200), (90, 90), ("90", 90), ("1.5d", 129600)])
+def test_a_lifetime_is_seconds_or_a_duration(gateway: Gateway, given: str | int, seconds: float) -> None:
+    made = gateway.admin("POST", "/keys", json={"name": "x", "expires_in": given}).json()
+
+    assert made["expires_at"] - made["created_at"] == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/x-www-form-urlencoded"}])
+def test_a_body_is_json_whatever_it_is_called(gateway: Gateway, headers: dict[str, str]) -> None:
+    answer = gateway.client.post(
+        "/admin/api/keys", content=b'{"name": "curl"}', headers={"Authorization": f"Bearer {ADMIN_TOKEN}", **headers}
+    )
+
+    assert answer.status_code == 201
+
+
+def test_a_body_that_is_no_json_is_a_422(gateway: Gateway) -> None:
+    answer = gateway.admin("POST", "/keys", content=b"{name")
+
+    assert answer.status_code == 422
+    assert refused(answer, "invalid_request")["message"] == "body: is no JSON"
+
+
+def test_nothing_of_a_body_is_read_before_the_token(gateway: Gateway) -> None:
+    request = b"POST /admin/api/keys HTTP/1.1\r\nHost: x\r\nContent-Length: 400000000\r\n\r\n{"
+    with socket.create_connection(("127.0.0.1", gateway.server.port), timeout=5) as connection:
+        connection.sendall(request)  # and no more: whoever waits for the body waits for ever
+        answer = connection.recv(4096)
+
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
+def test_no_json_without_a_token_is_a_401(gateway: Gateway) -> None:
+    answer = gateway.client.post("/admin/api/keys", content=b"{name", headers={"Content-Type": "application/json"})
+
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    refused(answer, "invalid_key")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_more_than_a_megabyte_is_a_413_also_with_the_token(gateway: Gateway, *, chunked: bool) -> None:
+    body = b"x" * (1024**2 + 1)
+
+    answer = gateway.admin("POST", "/keys", content=iter([body]) if chunked else body)
+
+    assert answer.status_code == 413
+    assert "1048576 bytes" in refused(answer, "request_too_large")["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nope", 404, "not_found"),
+        ("POST", "/v2", 404, "not_found"),
+        ("POST", "/docs", 405, "method_not_allowed"),
+        ("PUT", "/openapi.json", 405, "method_not_allowed"),
+        ("POST", "/static-offline-docs/favicon.png", 405, "method_not_allowed"),
+        ("GET", "/static-offline-docs/none.js", 404, "not_found"),
+        ("POST", "/health/live", 405, "method_not_allowed"),
+    ],
+)
+def test_every_path_refuses_in_the_one_shape(gateway: Gateway, method: str, path: str, status: int, code: str) -> None:
+    answer = gateway.client.request(method, path)
+
+    assert answer.status_code == status
+    assert path in refused(answer, code)["message"]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("PUT", "/keys", 405)])
+def test_so_do_the_paths_behind_the_token(gateway: Gateway, method: str, path: str, status: int) -> None:
+    answer = gateway.admin(method, path)
+
+    assert answer.status_code == status
+    refused(answer, "not_found" if status == 404 else "method_not_allowed")
+
+
+def test_the_page_still_asks_for_the_token_and_knows_the_shape_of_errors(gateway: Gateway) -> None:
+    described = gateway.client.get("/openapi.json").json()
+
+    made = described["paths"]["/admin/api/keys"]["post"]
+    assert made["security"] == [{"HTTPBearer": []}]
+    assert "422" not in made["responses"]
+    assert made["responses"]["default"]["content"]["application/json"]["schema"]["$ref"].endswith("/Refusal")
 
 
 def test_a_key_nobody_made_cannot_be_revoked(gateway: Gateway) -> None:
     answer = gateway.admin("DELETE", "/keys/0123456789ab")
 
     assert answer.status_code == 404
-    assert "no key has that id" in answer.json()["detail"]
+    assert "no key has that id" in refused(answer, "not_found")["message"]
+
+
+def test_clearing_an_endpoint_that_does_not_exist_is_a_404_with_the_names(gateway: Gateway) -> None:
+    answer = gateway.admin("DELETE", "/cache", params={"endpoint": "nope"})
+
+    assert answer.status_code == 404
+    assert "default" in refused(answer, "not_found")["message"]
+
+
+class FullKeyring(MemoryKeyring):
+    def add(self, digest: bytes, key: VirtualKey) -> None:  # noqa: ARG002 - as the protocol has it
+        raise StoreFull("no room for another key")
+
+
+@pytest.fixture
+async def in_process() -> AsyncIterator[httpx.AsyncClient]:
+    """The application alone, over a keyring that is full, and with no patience for slow bodies."""
+    gateway = SimpleNamespace(endpoints={"default": None}, limits=Limits(max_body=1024, body_timeout=0.05))
+    state = SimpleNamespace(gateway=gateway, cors_origins=frozenset())
+    runtime = SimpleNamespace(admin_token=ADMIN_TOKEN, keyring=FullKeyring(), state=state)
+    transport = httpx.ASGITransport(app=App(cast("Runtime", runtime)))
+    headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers) as client:
+        yield client
+
+
+async def test_a_store_that_fails_is_a_503_in_the_same_shape(in_process: httpx.AsyncClient) -> None:
+    answer = await in_process.post("/admin/api/keys", json={"name": "x"})
+
+    assert answer.status_code == 503
+    assert refused(answer, "store_unavailable")["message"] == "no room for another key"
+
+
+async def test_a_body_that_does_not_come_is_a_408_also_with_the_token(in_process: httpx.AsyncClient) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    answer = await in_process.post("/admin/api/keys", content=endless())
+
+    assert answer.status_code == 408
+    refused(answer, "request_timeout")
 
 
 def test_clearing_one_endpoint_leaves_the_others(gateway: Gateway, model: str) -> None:

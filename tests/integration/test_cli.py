@@ -2,7 +2,9 @@
 
 import json
 import re
+import socket
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -50,6 +52,14 @@ def test_every_level_has_help(command: list[str]) -> None:
         ["keys"],
         ["keys", "create"],
         ["keys", "create", "--name", "x", "--expires", "soon"],
+        ["keys", "create", "--name", "x", "--expires", "9999d"],
+        ["keys", "create", "--name", "x", "--expires", "0s"],
+        ["keys", "create", "--name", ""],
+        ["keys", "create", "--name", "two\nlines"],
+        ["keys", "create", "--name", "\x1b[31mred"],
+        ["keys", "create", "--name", "x" * 129],
+        ["keys", "create", "--name", "x", "--team", " "],
+        ["keys", "create", "--name", "x", "--model", "\x07"],
         ["check-config"],
     ],
     ids=" ".join,
@@ -130,11 +140,22 @@ def test_a_key_is_made_listed_and_revoked_without_a_gateway(config: Path) -> Non
     assert [command.returncode for command in (made, listed, revoked)] == [0, 0, 0]
     # Nothing but the secret: KEY=$(keepgate keys create ...) works.
     assert re.fullmatch(r"kg-[\w-]{43}\n", made.stdout)
-    assert re.search(rf"^{key_id} +my app +blue +all +all +\S+ \S+ +active$", listed.stdout, re.MULTILINE)
+    expires = time.strftime("%Y-%m-%d %H:%M", time.gmtime(after[0]["expires_at"]))
+    assert listed.stdout.startswith("ID ")
+    assert listed.stdout.splitlines()[0].split()[-3:] == ["CREATED", "EXPIRES", "STATE"]
+    assert re.search(rf"^{key_id} +my app +blue +all +all +\S+ \S+ +{expires} +active$", listed.stdout, re.MULTILINE)
     assert made.stdout.strip() not in listed.stdout
     assert [key["key_id"] for key in after] == [key_id]
     assert after[0]["revoked_at"] is not None
     assert 89 * 86400 < after[0]["expires_at"] - after[0]["created_at"] <= 90 * 86400
+
+
+def test_a_key_without_an_end_never_expires(config: Path) -> None:
+    keepgate("keys", "create", "--name", "forever", "--config", str(config))
+
+    listed = keepgate("keys", "list", "--config", str(config))
+
+    assert re.search(r" never +active$", listed.stdout, re.MULTILINE)
 
 
 def test_a_key_for_an_endpoint_that_does_not_exist_is_refused(config: Path) -> None:
@@ -207,3 +228,25 @@ def test_the_mock_answers_as_its_options_say(tmp_path: Path) -> None:
     assert sorted(answer.status_code for answer in answers) == [200, 200, 500, 500]
     served = next(answer for answer in answers if answer.status_code == 200)
     assert len(served.json()["choices"][0]["message"]["content"].split()) == 5
+
+
+def test_a_mock_on_a_port_that_is_taken_says_so_and_ends() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        refused = keepgate("mock-upstream", "--port", str(port))
+
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"keepgate: 127.0.0.1:{port} cannot be bound: Address already in use")
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("command", ["check-config", "serve"])
+def test_what_this_machine_lacks_is_said_before_anything_starts(tmp_path: Path, command: str) -> None:
+    file = tmp_path / "keepgate.yaml"
+    file.write_text(json.dumps(settings(tmp_path, "http://127.0.0.1:9/v1", logs={"requests": "/no/such/log"})))
+
+    refused = keepgate(command, *(["--config"] if command == "serve" else []), str(file))
+
+    assert refused.returncode == 1
+    assert refused.stdout + refused.stderr == "logs.requests: there is no folder /no/such\n"
