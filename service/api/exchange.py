@@ -18,6 +18,7 @@ HeaderList = list[tuple[bytes, bytes]]
 
 # A client that takes nothing for so long is gone, whatever its socket says.
 _SEND_DEADLINE = 60.0
+_CLOSED = "the handler is closed"
 
 
 class ClientGone(Exception):
@@ -65,17 +66,25 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, *, limit: 
 
 
 async def send_whole(send: Send, status: int, headers: HeaderList, body: bytes) -> None:
+    """An answer that is all there. Raises `ClientGone` when the client reads nothing for a minute."""
     headers.append((b"content-length", b"%d" % len(body)))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    start = {"type": "http.response.start", "status": status, "headers": headers}
     if len(body) < _UNHURRIED:
-        await send({"type": "http.response.body", "body": body})
+        await _send_in_time(send, start, {"type": "http.response.body", "body": body})
         return
+    await _send_in_time(send, start)
     await send_part(send, body)
     await send_end(send)
 
 
 # What the socket's own buffer takes without waiting.
 _UNHURRIED = 64 * 1024
+
+
+async def send_start(send: Send, status: int, headers: HeaderList) -> None:
+    """The status and headers of a stream. Raises `ClientGone` as `send_part` does: answers to earlier requests of the
+    same connection may still wait before it."""
+    await _send_in_time(send, {"type": "http.response.start", "status": status, "headers": headers})
 
 
 async def send_part(send: Send, body: bytes) -> None:
@@ -88,11 +97,17 @@ async def send_end(send: Send) -> None:
     await _send_in_time(send, {"type": "http.response.body", "body": b""})
 
 
-async def _send_in_time(send: Send, message: Message) -> None:
+async def _send_in_time(send: Send, *messages: Message) -> None:
     try:
         with Deadline(_SEND_DEADLINE):
-            await send(message)
+            for message in messages:
+                await send(message)
     except TimeoutError:
+        raise ClientGone from None
+    except RuntimeError as error:
+        # uvloop has no class of its own for a socket that was closed before the protocol came to know.
+        if _CLOSED not in str(error):
+            raise
         raise ClientGone from None
 
 
