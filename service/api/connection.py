@@ -1,4 +1,4 @@
-"""A client's connection: uvicorn's, with bounds on everything that is no body.
+"""A client's connection: uvicorn's, with bounds on everything that is no body, and no way to split a request.
 
 llhttp reads a head and trailers of any length for as long as they take, and
 uvicorn waits for the first byte for ever, as it does for the rest of a body
@@ -31,7 +31,8 @@ _UNSENT_SECONDS = 60.0
 class Connection(HttpToolsProtocol):
     """Refuses a head that is too long (431) or too late (408, or a close where nothing came at all).
 
-    Trailers are dropped: they change nothing of what the request is.
+    An `Upgrade` is ignored, as RFC 9110 (section 7.8) allows, and trailers are
+    dropped: neither changes what the request is or where it ends.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -93,6 +94,8 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # this head is read once more without it
         super().on_headers_complete()
         if self._answering is None:
             self._answering = self.cycle
@@ -105,6 +108,8 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._in_body = False
         super().on_message_complete()
 
@@ -119,10 +124,26 @@ class Connection(HttpToolsProtocol):
     # What is read
 
     def _read(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._unsupported_upgrade_warning()
+        rest = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                # llhttp takes what follows for another protocol; it is the body, or the next request.
+                rest = rest[upgrade.args[0] :]
+                if self.parser.get_method() == b"CONNECT":
+                    self._refuse(HTTPStatus.BAD_REQUEST, RequestError("this is no proxy: CONNECT is not served"))
+                    return
+                self._read_head_without_upgrade()
+            else:
+                return
+
+    def _read_head_without_upgrade(self) -> None:
+        head = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        head += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self.parser.feed_data(b"\r\n".join([*head, b"", b""]))
 
     def _count_head(self, count: int) -> None:
         scope = self._begun()

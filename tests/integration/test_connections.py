@@ -30,6 +30,51 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, provider: Mock) -> Iterato
         yield gateway
 
 
+# --- Upgrade
+
+
+@pytest.mark.parametrize("pieces", ["all at once", "the body later", "byte by byte"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_request_that_offers_an_upgrade_is_served_as_if_it_had_not(
+    gateway: Gateway, mock: Mock, pieces: str, chunked: bool
+) -> None:
+    body = chat("hello")
+    framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
+    head = head_of(CHAT, framing, "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+    sent = head + (b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body) + LAST
+    cuts = {"all at once": [sent], "the body later": [head, sent[len(head) :]], "byte by byte": split(sent, 1)}
+
+    answer = spoken(gateway, *cuts[pieces])
+
+    assert statuses(answer) == [200, 200]
+    assert answer.endswith(b'{"status":"live"}')
+    assert mock.last_body() == question("hello", model="mock/m") | {"model": "m"}
+
+
+def test_the_body_of_a_request_that_offers_an_upgrade_is_no_request(gateway: Gateway) -> None:
+    smuggled = head_of("/v1/embeddings", "Content-Length: 0")
+    head = head_of(CHAT, f"Content-Length: {len(smuggled)}", "Connection: Upgrade", "Upgrade: h2c")
+
+    answer = spoken(gateway, head, smuggled + LAST)
+
+    assert statuses(answer) == [400, 200]
+    assert b"not valid JSON" in answer
+
+
+def test_several_requests_that_offer_an_upgrade_are_answered_in_their_order(gateway: Gateway) -> None:
+    offer = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+    assert statuses(spoken(gateway, offer * 3 + LAST)) == [200, 200, 200, 200]
+
+
+def test_connect_is_refused_and_nothing_after_it_is_read(gateway: Gateway) -> None:
+    answer = spoken(gateway, b"CONNECT elsewhere:443 HTTP/1.1\r\nHost: elsewhere\r\n\r\n" + LAST)
+
+    assert statuses(answer) == [400]
+    assert b"connection: close" in answer
+    assert b"CONNECT is not served" in answer
+
+
 # --- trailers
 
 
@@ -239,6 +284,10 @@ def head_of(path: str, *headers: str) -> bytes:
 
 def chunked_request(body: bytes, after_last_chunk: bytes, *, path: str = CHAT) -> bytes:
     return head_of(path, "Transfer-Encoding: chunked") + b"%x\r\n%b\r\n0\r\n%b" % (len(body), body, after_last_chunk)
+
+
+def split(sent: bytes, size: int) -> list[bytes]:
+    return [sent[at : at + size] for at in range(0, len(sent), size)]
 
 
 def statuses(answers: bytes) -> list[int]:
