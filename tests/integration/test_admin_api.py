@@ -18,6 +18,7 @@ from service.app import App
 from service.context import Limits
 from service.wiring import Runtime
 from tests.support.gateway import ADMIN_TOKEN, Gateway, Mock, running_gateway, settings
+from tests.support.servers import ROOT
 
 QUESTION = "How do I download my invoice?"
 REPHRASED = "How can I download my invoice?"
@@ -212,6 +213,16 @@ def test_the_page_still_asks_for_the_token_and_knows_the_shape_of_errors(gateway
     assert made["security"] == [{"HTTPBearer": []}]
     assert "422" not in made["responses"]
     assert made["responses"]["default"]["content"]["application/json"]["schema"]["$ref"].endswith("/Refusal")
+
+
+def test_the_documentation_names_every_field_and_route(gateway: Gateway) -> None:
+    documented = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    described = gateway.client.get("/openapi.json").json()
+
+    fields = described["components"]["schemas"]["NewKey"]["properties"]
+    routes = [f"{method.upper()} {path}" for path, methods in described["paths"].items() for method in methods]
+    assert [name for name in fields if f"| `{name}` |" not in documented] == []
+    assert [route for route in routes if f"| `{route}" not in documented] == []
 
 
 def test_a_key_nobody_made_cannot_be_revoked(gateway: Gateway) -> None:
