@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from backends.embedding import minilm
 from backends.embedding.base import Role
 from backends.embedding.batching import OneThread, SharedEmbeddings, Vector, unit
 from backends.embedding.model_cache import sha256
+from backends.embedding.runtime import errors as ort_errors
+from backends.embedding.runtime import onnxruntime
 from backends.embedding.tokens import Reader, spell
 from models.errors import BackendError, ConfigError
 

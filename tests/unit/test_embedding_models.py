@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
@@ -23,6 +22,7 @@ from backends.embedding import minilm, static
 from backends.embedding.bert_graph import graph
 from backends.embedding.model_cache import cached, default_cache
 from backends.embedding.onnx import OnnxEmbedder
+from backends.embedding.runtime import onnxruntime
 from backends.embedding.static import StaticEmbedder
 from backends.embedding.tokens import Reader
 from models.errors import BackendError, ConfigError
