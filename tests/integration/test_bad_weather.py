@@ -511,7 +511,7 @@ def test_storage_that_cannot_be_written_stops_the_start_and_is_named(tmp_path: P
     code, said = start(tmp_path, settings(tmp_path, mock.url, endpoints=EXACT))
 
     assert code == 1
-    assert f"storage.path {tmp_path / 'data'} cannot be used" in said
+    assert f"storage.path: {tmp_path / 'data'} is a file" in said
     assert "Traceback" not in said
 
 
