@@ -10,7 +10,7 @@ import base64
 import re
 import ssl
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -18,7 +18,8 @@ import httptools
 
 from models.errors import ConfigError, UpstreamError
 
-# How long an idle connection is kept, in seconds. Most servers close theirs later, at 60 or more.
+# How long an idle connection is kept, in seconds. Some servers close theirs sooner (uvicorn and Node after 5), some
+# later: a request that crosses such an end is sent again, see `Transport`.
 _KEEP_ALIVE = 30.0
 # What the end of a finished body may take to arrive before its connection is given up, in seconds.
 _LINGER = 0.05
@@ -36,8 +37,10 @@ class Transport:
     last byte. Cancelling a call closes its connection at once.
 
     A kept connection that the upstream has closed is noticed before anything
-    is written, and a fresh one is taken. Once a request is on its way it is not
-    sent again: the upstream may have worked, and billed, for it.
+    is written, and a fresh one is taken. The end of a kept connection may also
+    cross the request: where it comes before a single byte of an answer, the
+    request is sent once more, on a fresh connection. Nothing else is sent again:
+    the upstream may have worked, and billed, for it.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Transport:
         total_timeout: float,
         proxy: str | None,
         ca_file: str | None,
+        keep_alive: float = _KEEP_ALIVE,
     ) -> None:
         self._name = name
         self._origin = _http_url(base_url, f"upstreams.{name}.base_url", schemes=("http", "https"))
@@ -67,23 +71,38 @@ class Transport:
             self._base_path = f"http://{host}{self._base_path}"
             self._fixed_headers += _proxy_authorization(self._proxy)
         self._idle: deque[_Connection] = deque()  # the one used last is last
+        self._keep_alive = keep_alive
+        self._idle_check: asyncio.TimerHandle | None = None
         self._connections: set[_Connection] = set()
         self._closed = False
 
     async def send(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> "Answer":
         """Returns when the headers are here, whatever the status. `path` comes after that of the base URL."""
-        head = self._head(method, path, headers, body)
+        message = self._head(method, path, headers, body)
+        if body is not None:
+            message += body
+        deadline = asyncio.get_running_loop().time() + self._total_timeout
+        kept = self._kept()
+        if kept is not None:
+            try:
+                return await self._ask(kept, message, deadline)
+            except _ClosedUnheard:
+                pass  # it was closed for its idleness, most likely; a fresh one is not
+        return await self._ask(await self._connect(deadline), message, deadline)
+
+    async def _ask(self, connection: "_Connection", message: bytes, deadline: float) -> "Answer":
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._total_timeout
-        connection = self._kept(loop.time()) or await self._connect(deadline)
         answer = Answer(connection, self._name, loop, read_timeout=self._read_timeout, deadline=deadline)
-        connection.request(head if body is None else head + body, answer)
+        connection.request(message, answer)
         await answer.headers_here()
         return answer
 
     async def close(self) -> None:
         """Ends calls that still run; safe to repeat."""
         self._closed = True
+        if self._idle_check is not None:
+            self._idle_check.cancel()
+            self._idle_check = None
         for connection in tuple(self._connections):
             connection.abort()
         # The loop tells the connections in its next turn.
@@ -97,14 +116,30 @@ class Transport:
         target = f"{self._base_path}{path}{self._query}"
         return f"{method} {target} HTTP/1.1\r\n{self._fixed_headers}{lines}{length}\r\n".encode("latin-1")
 
-    def _kept(self, now: float) -> "_Connection | None":
-        while self._idle and now - self._idle[0].idle_since > _KEEP_ALIVE:
-            self._idle.popleft().abort()
+    def _kept(self) -> "_Connection | None":
         while self._idle:
             connection = self._idle.pop()
             if connection.usable:
                 return connection
         return None
+
+    def _keep(self, connection: "_Connection") -> None:
+        connection.idle_since = asyncio.get_running_loop().time()
+        self._idle.append(connection)
+        self._check_idle_later()
+
+    def _check_idle_later(self) -> None:
+        """One timer for all, set for the connection that was idle first; a burst must not leave its sockets open."""
+        if self._idle_check is None and self._idle and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._idle_check = loop.call_at(self._idle[0].idle_since + self._keep_alive, self._check_idle)
+
+    def _check_idle(self) -> None:
+        self._idle_check = None
+        now = asyncio.get_running_loop().time()
+        while self._idle and now - self._idle[0].idle_since >= self._keep_alive:
+            self._idle.popleft().abort()
+        self._check_idle_later()
 
     async def _connect(self, deadline: float) -> "_Connection":
         if self._closed:
@@ -161,7 +196,7 @@ class Transport:
         return inner
 
     def _new(self) -> "_Connection":
-        return _Connection(self._idle, self._connections)
+        return _Connection(self._keep, self._idle, self._connections)
 
 
 class Answer:
@@ -189,6 +224,7 @@ class Answer:
         self._read_timeout = read_timeout
         self._deadline = deadline
         self._heard_at = loop.time()
+        self._heard = False
         self._timer = loop.call_at(min(deadline, self._heard_at + read_timeout), self._check_time)
 
     @property
@@ -258,6 +294,7 @@ class Answer:
         self._wake()
 
     def heard(self) -> None:
+        self._heard = True
         self._heard_at = self._loop.time()
 
     def received(self, piece: bytes) -> bool:
@@ -273,18 +310,22 @@ class Answer:
         self._wake()
 
     def failed(self, message: str, *, code: str = "upstream_error") -> None:
-        """After what was received before."""
-        if self._connection is not None:
-            self.detach()
-            self._error = UpstreamError(message, code=code)
-            self._wake()
+        self._fail(UpstreamError(message, code=code))
 
     def lost(self) -> None:
         how = "cut its answer short" if self.status else "closed the connection without an answer"
-        self.failed(f"the upstream {self._name!r} {how}")
+        kind = UpstreamError if self._heard else _ClosedUnheard
+        self._fail(kind(f"the upstream {self._name!r} {how}"))
 
     def garbled(self) -> None:
         self.failed(f"the upstream {self._name!r} does not speak HTTP as it should")
+
+    def _fail(self, error: UpstreamError) -> None:
+        """After what was received before."""
+        if self._connection is not None:
+            self.detach()
+            self._error = error
+            self._wake()
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
@@ -314,6 +355,10 @@ class Answer:
             connection.abort()
 
 
+class _ClosedUnheard(UpstreamError):
+    """The connection ended before a single byte of an answer."""
+
+
 class _HeadersWithoutEnd(Exception):
     """More headers than any provider sends."""
 
@@ -325,8 +370,11 @@ class _SecondAnswer(Exception):
 class _Connection(asyncio.Protocol):
     """One connection: at most one request at a time, then back among the idle."""
 
-    def __init__(self, idle: "deque[_Connection]", connections: "set[_Connection]") -> None:
+    def __init__(
+        self, keep: "Callable[[_Connection], None]", idle: "deque[_Connection]", connections: "set[_Connection]"
+    ) -> None:
         self.idle_since = 0.0
+        self._keep = keep
         self._idle = idle
         self._connections = connections
         self._transport: asyncio.Transport | None = None
@@ -424,8 +472,7 @@ class _Connection(asyncio.Protocol):
         # An answer that came before all was sent leaves the connection in the middle of a request.
         if self._parser.should_keep_alive() and not self._transport.get_write_buffer_size() and self.usable:
             self._transport.resume_reading()
-            self.idle_since = asyncio.get_running_loop().time()
-            self._idle.append(self)
+            self._keep(self)
         else:
             self._transport.close()
         answer.ended()

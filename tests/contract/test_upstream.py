@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import trustme
 from backends.upstream.base import Call, ChunkStream, Reply, Upstream
 from backends.upstream.demo import DemoUpstream
 from backends.upstream.openai import OpenAIUpstream
+from backends.upstream.transport import Transport
 from models.errors import ConfigError, UpstreamError
 from models.request import Operation
 from service.bench.mock_upstream import answer
@@ -686,6 +687,118 @@ async def test_a_kept_connection_that_was_closed_is_replaced() -> None:
             await asyncio.sleep(0.01)  # the end of the connection has to arrive
 
     assert server.connections == 5
+
+
+class ClosesTheKept:
+    """Answers the first request of a connection, unless its number is in `unanswered`, and ends it at the next one with
+    `last_words`."""
+
+    def __init__(self, *, last_words: bytes = b"", unanswered: frozenset[int] = frozenset()) -> None:
+        self.connections = 0
+        self.requests = 0
+        self._last_words = last_words
+        self._unanswered = unanswered
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        answers = self.connections not in self._unanswered
+        with closing(writer), suppress(asyncio.IncompleteReadError):  # the client is done
+            if answers:
+                await self._read(reader)
+                writer.write(ANSWERED)
+            await self._read(reader)
+            writer.write(self._last_words)
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        assert length is not None
+        await reader.readexactly(int(length[1]))
+        self.requests += 1
+
+
+async def test_a_call_that_crosses_the_end_of_a_kept_connection_is_sent_once_more() -> None:
+    server = ClosesTheKept()
+
+    async with serving(server) as there:
+        bodies = [(await there.complete(chat())).body for _ in range(3)]
+
+    assert bodies == [b'{"choices": []}'] * 3
+    assert (server.connections, server.requests) == (3, 5)  # the second and the third were sent twice
+
+
+async def test_a_call_that_crosses_the_end_of_a_kept_connection_is_sent_no_third_time() -> None:
+    server = ClosesTheKept(unanswered=frozenset({2}))
+
+    async with serving(server) as there:
+        await there.complete(chat())
+        with pytest.raises(UpstreamError, match="without an answer"):
+            await there.complete(chat())
+
+    assert (server.connections, server.requests) == (2, 3)
+
+
+@pytest.mark.parametrize("last_words", [b"H", b"HTTP/1.1 103 Early Hints\r\n\r\n", ANSWERED[:-1]])
+async def test_a_call_that_was_answered_in_part_is_not_sent_again(last_words: bytes) -> None:
+    server = ClosesTheKept(last_words=last_words)
+
+    async with serving(server) as there:
+        await there.complete(chat())
+        with pytest.raises(UpstreamError):
+            await there.complete(chat())
+
+    assert (server.connections, server.requests) == (1, 2)
+
+
+async def test_a_call_on_a_kept_connection_that_takes_too_long_is_not_sent_again() -> None:
+    requests = 0
+
+    async def falls_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        with closing(writer), suppress(asyncio.IncompleteReadError):  # the client is done
+            while True:
+                await reader.readuntil(b"\r\n\r\n{")
+                requests += 1
+                if requests == 1:
+                    writer.write(ANSWERED)
+
+    async with serving(falls_silent, read_timeout=0.1) as there:
+        await there.complete(chat())
+        with pytest.raises(UpstreamError) as failed:
+            await there.complete(chat())
+
+    assert failed.value.code == "upstream_timeout"
+    assert requests == 2
+
+
+async def test_connections_that_nobody_needs_any_more_are_closed() -> None:
+    ended = asyncio.Semaphore(0)
+    scripted = Scripted(ANSWERED)
+
+    async def counted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await scripted(reader, writer)
+        ended.release()
+
+    async with await asyncio.start_server(counted, "127.0.0.1", 0) as server:
+        there = Transport(
+            name="it",
+            base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
+            connect_timeout=1.0,
+            read_timeout=1.0,
+            total_timeout=1.0,
+            proxy=None,
+            ca_file=None,
+            keep_alive=0.02,
+        )
+        answers = await asyncio.gather(*[there.send("POST", "/", {}, b"{}") for _ in range(5)])
+        await asyncio.gather(*[answer.read(1_000) for answer in answers])
+
+        async with asyncio.timeout(2):
+            for _ in range(5):
+                await ended.acquire()
+        await there.close()
+
+    assert scripted.connections == 5
 
 
 @pytest.mark.parametrize("more", [ANSWERED, b"\r\nHTTP/1.1 200 OK\r\n", b"x"])
