@@ -152,11 +152,11 @@ def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
 def _call_of(calls: dict[int, dict[str, Any]], part: dict[str, Any]) -> dict[str, Any]:
     """The call that `part` belongs to. Servers that give no index begin each call with an id."""
     index = part.get("index")
-    if not isinstance(index, int):
+    if index is None:
         index = max(calls, default=0)
         if part.get("id") and calls.get(index, {}).get("id"):
             index += 1
-    return calls.setdefault(index, {})
+    return calls.setdefault(int(index), {})
 
 
 def _add_call(call: dict[str, Any], part: dict[str, Any], *, under: str = "function") -> None:

@@ -293,7 +293,6 @@ def test_counts_of_tokens_that_cannot_be_are_counted_here(
 @pytest.mark.parametrize(
     "choice",
     [
-        {"index": 0, "text": "of another route", "finish_reason": "stop"},
         {"index": 0, "delta": {"tool_calls": [5]}},
         {"index": 0, "delta": {"tool_calls": [{"index": "first"}]}},
         {"index": 0, "delta": {"content": "a"}, "logprobs": 5},
