@@ -146,6 +146,7 @@ class _Chunks:
         self._open: set[int] = set()  # choices seen and not finished
         self._finished: set[int] = set()
         self._decoder = _CHUNK
+        self._begun = False
         self._at_end = False
         self._done = False
 
@@ -164,10 +165,13 @@ class _Chunks:
             await self._fill()
         payload = self._ready.popleft()
         if payload == b"[DONE]":
+            if not self._begun:
+                raise self._broken("had nothing in it")
             self._done = True
             await self._answer.finish()
             raise StopAsyncIteration
         self._note(payload)
+        self._begun = True
         return payload
 
     async def close(self) -> None:
@@ -275,8 +279,11 @@ def _stream_changes(call: Call, *, ask_for_usage: bool) -> dict[str, Any]:
     if call.body.get("stream") is not True:
         changes["stream"] = True
     options = call.body.get("stream_options")
+    if not ask_for_usage:
+        if "stream_options" in call.body:
+            changes["stream_options"] = None
     # Options of another type are the upstream's to refuse.
-    if ask_for_usage and (options is None or isinstance(options, dict)):
+    elif options is None or isinstance(options, dict):
         options = options or {}
         if options.get("include_usage") is not True:
             changes["stream_options"] = {**options, "include_usage": True}

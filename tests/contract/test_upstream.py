@@ -319,6 +319,16 @@ async def test_no_usage_is_asked_for_where_the_upstream_does_not_know_it(mock: M
     assert all(chunk["choices"] for chunk in chunks)
 
 
+@pytest.mark.parametrize("options", [{"include_usage": True}, {}, None])
+async def test_an_upstream_that_does_not_know_stream_options_is_not_sent_the_clients(mock: Mock, options: Any) -> None:
+    plain = OpenAIUpstream(name="it", base_url=mock.base_url, stream_usage=False)
+
+    await collected(await plain.stream(chat(stream=True, stream_options=options)))
+    await plain.close()
+
+    assert mock.sent().keys() == {"model", "messages", "stream"}
+
+
 async def test_a_whole_answer_to_a_stream_request_is_asked_for_as_such(http: OpenAIUpstream, mock: Mock) -> None:
     await http.complete(chat(stream=True, stream_options={"include_usage": True}))
 
@@ -823,6 +833,32 @@ async def test_streams_that_ended_leave_their_connection_to_the_next() -> None:
             assert len(await collected(await there.stream(chat(stream=True)))) == 1
 
     assert server.connections == 1
+
+
+def event_stream(*payloads: str) -> bytes:
+    """A whole answer; no payload is JSON that spans lines."""
+    events = "".join(f"data: {payload}\n\n" for payload in payloads).encode()
+    head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+    return f"{head}content-length: {len(events)}\r\n\r\n".encode() + events
+
+
+async def test_a_stream_with_nothing_in_it_is_an_error() -> None:
+    async with serving(Scripted(event_stream("[DONE]"))) as there:
+        stream = await there.stream(chat(stream=True))
+
+        with pytest.raises(UpstreamError, match="had nothing in it") as failed:
+            await collected(stream)
+
+    assert failed.value.code == "upstream_error"
+
+
+async def test_a_stream_that_ends_without_a_finish_reason_is_an_answer() -> None:
+    said = '{"choices": [{"index": 0, "delta": {"content": "all of it"}}]}'
+
+    async with serving(Scripted(event_stream(said, "[DONE]"))) as there:
+        chunks = await collected(await there.stream(chat(stream=True)))
+
+    assert chunks == [json.loads(said)]
 
 
 async def test_a_slow_reader_makes_the_upstream_wait(mock: Mock) -> None:
