@@ -64,7 +64,8 @@ class UpstreamError(GatewayError):
     `code` is `upstream_error` (it answered, and not with an answer),
     `upstream_unavailable` (nothing could be sent) or `upstream_timeout`.
     `status` and `body` are set for the provider's own 4xx, which callers see
-    as they came; never for 401 and 403, which are the operator's to mend.
+    as they came; for 401 and 403 only where the credential was the caller's,
+    else they are the operator's to mend.
     `headers` are the provider's, already filtered and prefixed.
     """
 

@@ -28,7 +28,8 @@ class OpenAIUpstream:
     """Sends what the client sent, and takes care that it is all that was sent.
 
     Times are seconds, see `Transport`. With `auth: passthrough` the caller's
-    `authorization` is sent as it is and `api_key` is not used. An answer of
+    `authorization` is sent as it is and `api_key` is not used; a 401 or 403 is
+    then the caller's to mend, and passed on like any other 4xx. An answer of
     more than `max_answer_bytes` ends as an error. `headers` are added to every
     request.
 
@@ -98,10 +99,15 @@ class OpenAIUpstream:
         return _Chunks(answer, headers, name=self.name, max_bytes=self._max)
 
     async def models(self) -> Sequence[str]:
-        """Asks with the upstream's own key; with `auth: passthrough` there is none to ask with."""
+        """Asks with the upstream's own key.
+
+        With `auth: passthrough` there is none to ask with, and no caller whose
+        credential could be used: the upstream is asked without, and most refuse
+        that with a 401, which is raised.
+        """
         answer = await self._transport.send("GET", "/models", self._headers, None)
         if not 200 <= answer.status < 300:
-            raise await _refusal(answer, self.name)
+            raise await self._refusal(answer)
         body = await answer.read(self._max)
         try:
             return [model.id for model in msgspec.json.decode(body, type=_ModelList).data]
@@ -117,8 +123,27 @@ class OpenAIUpstream:
             headers = {**headers, "authorization": call.authorization}
         answer = await self._transport.send("POST", _PATHS[call.operation], headers, body)
         if not 200 <= answer.status < 300:
-            raise await _refusal(answer, self.name)
+            raise await self._refusal(answer)
         return answer
+
+    async def _refusal(self, answer: Answer) -> UpstreamError:
+        """An answer that is not 2xx, as the error that callers see. Only a 4xx keeps the provider's words."""
+        status = answer.status
+        headers = _returned(answer.headers)
+        retry_after = answer.headers.get("retry-after")
+        message = f"the upstream {self.name!r} answered with status {status}"
+        credentials = status in {401, 403}
+        if not 400 <= status < 500 or (credentials and not self._passthrough):
+            answer.abandon()
+            if credentials:
+                message = f"the upstream {self.name!r} refused its credentials; check api_key of that upstream"
+            elif status < 400:
+                message += "; check base_url"
+            return UpstreamError(message, retry_after=retry_after, headers=headers)
+        if credentials:
+            message = f"the upstream {self.name!r} refused the credentials of the request"
+        body = await _error_body(answer)
+        return UpstreamError(message, status=status, body=body, retry_after=retry_after, headers=headers)
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -346,33 +371,15 @@ def _as_chunks(body: bytes, operation: Operation, name: str) -> list[bytes]:
     return [msgspec.json.encode(chunk) for chunk in chunks]
 
 
-async def _refusal(answer: Answer, name: str) -> UpstreamError:
-    """An answer that is not 2xx, as the error that callers see. Only a 4xx keeps the provider's words."""
-    status = answer.status
-    headers = _returned(answer.headers)
-    retry_after = answer.headers.get("retry-after")
-    if status in {401, 403} or not 400 <= status < 500:
-        answer.abandon()
-        message = f"the upstream {name!r} answered with status {status}"
-        if status in {401, 403}:
-            message = f"the upstream {name!r} refused its credentials; check api_key of that upstream"
-        elif status < 400:
-            message += "; check base_url"
-        return UpstreamError(message, retry_after=retry_after, headers=headers)
-    body: bytes | None
+async def _error_body(answer: Answer) -> bytes | None:
+    """None where it is no JSON object: the status says enough."""
     try:
         body = await answer.read(_MAX_ERROR_BYTES)
         msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         body.decode()
     except (UpstreamError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        body = None  # the status says enough
-    return UpstreamError(
-        f"the upstream {name!r} answered with status {status}",
-        status=status,
-        body=body,
-        retry_after=retry_after,
-        headers=headers,
-    )
+        return None
+    return body
 
 
 def _returned(headers: Mapping[str, str]) -> Headers:

@@ -464,6 +464,22 @@ async def test_refused_credentials_are_ours_to_mend(fault: str, http: OpenAIUpst
     assert (refused.value.status, refused.value.body) == (None, None)
 
 
+@pytest.mark.parametrize("fault", ["401", "403"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+async def test_refused_credentials_of_the_caller_are_the_callers_to_mend(
+    fault: str, streamed: bool, mock: Mock
+) -> None:
+    through = OpenAIUpstream(name="it", base_url=mock.base_url, auth="passthrough")
+    mock.set(fault=fault, fault_times=1)
+
+    with pytest.raises(UpstreamError, match="credentials of the request") as refused:
+        await asked(through, streamed=streamed)
+    await through.close()
+
+    assert refused.value.status == int(fault)
+    assert json.loads(refused.value.body or b"")["error"]["message"]
+
+
 @pytest.mark.parametrize(("fault", "usage"), [("no_done", True), ("no_usage", False), ("whole", True)])
 async def test_odd_streams_are_still_answers(fault: str, usage: bool, http: OpenAIUpstream, mock: Mock) -> None:
     mock.set(fault=fault, fault_times=1)
