@@ -69,7 +69,10 @@ class Connection(HttpToolsProtocol):
             return
         self._body_came = False
         try:
-            self._read(data)
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._read_on(memoryview(data)[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._refuse(HTTPStatus.BAD_REQUEST, RequestError("the request is not HTTP/1.1 as it should be"))
             return
@@ -108,8 +111,8 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self.parser.should_upgrade():
-            return
+        if not self._in_body:
+            return  # its head is read once more, see `on_headers_complete`
         self._in_body = False
         super().on_message_complete()
 
@@ -123,18 +126,18 @@ class Connection(HttpToolsProtocol):
 
     # What is read
 
-    def _read(self, data: bytes) -> None:
-        rest = memoryview(data)
+    def _read_on(self, rest: memoryview) -> None:
+        """What follows a head with an `Upgrade`: llhttp takes it for another protocol; it is the body, or the next
+        request."""
         while True:
+            if self.parser.get_method() == b"CONNECT":
+                self._refuse(HTTPStatus.BAD_REQUEST, RequestError("this is no proxy: CONNECT is not served"))
+                return
+            self._read_head_without_upgrade()
             try:
                 self.parser.feed_data(rest)
             except httptools.HttpParserUpgrade as upgrade:
-                # llhttp takes what follows for another protocol; it is the body, or the next request.
                 rest = rest[upgrade.args[0] :]
-                if self.parser.get_method() == b"CONNECT":
-                    self._refuse(HTTPStatus.BAD_REQUEST, RequestError("this is no proxy: CONNECT is not served"))
-                    return
-                self._read_head_without_upgrade()
             else:
                 return
 
