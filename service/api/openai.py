@@ -29,6 +29,7 @@ from service.api.exchange import (
     read_body,
     send_end,
     send_part,
+    send_start,
     send_whole,
 )
 from service.caching import assembly, replay
@@ -205,7 +206,7 @@ async def _send_live(
     headers += sse.HEADERS
     _clock_first_byte(context, record, headers)
     record.first_token_seconds = time.perf_counter() - context.started
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send_start(send, 200, headers)
     usage_sent = False
     try:
         async for batch in flight.read():
@@ -239,7 +240,7 @@ async def _send_replay(
     headers += sse.HEADERS
     _clock_first_byte(context, record, headers)
     record.first_token_seconds = time.perf_counter() - context.started
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send_start(send, 200, headers)
     whole: dict[str, Any] = msgspec.json.decode(completion.body)
     if not isinstance(whole.get("usage"), dict):
         whole["usage"] = assembly.usage_fields(completion.usage)
