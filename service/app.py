@@ -126,7 +126,7 @@ class App:
         except RequestError as error:
             if error.code == "request_too_large":  # another limit than the one the message would name
                 error = RequestError(f"the body is larger than {_MAX_ADMIN_BODY} bytes", code=error.code)
-            await _refuse(send, error, (b"connection", b"close"))
+            await _refuse(send, error, close=True)
             return
         except ClientGone:
             return
@@ -231,11 +231,17 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _refuse(send: Send, error: GatewayError, *more: tuple[bytes, bytes], request_id: str | None = None) -> None:
+async def _refuse(
+    send: Send,
+    error: GatewayError,
+    *more: tuple[bytes, bytes],
+    request_id: str | None = None,
+    close: bool = False,
+) -> None:
     request_id = request_id or openai.new_request_id()
     headers = [_JSON, (b"x-keepgate-request-id", request_id.encode()), *more, *error_headers(error)]
     with contextlib.suppress(ConnectionError):
-        await send_whole(send, status_of(error), headers, openai_body(error, request_id))
+        await send_whole(send, status_of(error), headers, openai_body(error, request_id), close=close)
 
 
 # --- errors of the management API, in the same shape

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from models.errors import RequestError
+from service.api import at_once
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -44,14 +45,14 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, *, limit: 
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
+    body = at_once.received(receive)
+    if body is not None:
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
     try:
         with Deadline(timeout):
             message = await receive()
-            if message["type"] == "http.request" and not message.get("more_body"):
-                body: bytes = message.get("body", b"")
-                if len(body) > limit:
-                    raise _too_large(limit)
-                return body
             parts = bytearray()
             while message["type"] == "http.request":
                 parts += message.get("body", b"")
@@ -65,9 +66,17 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, *, limit: 
     raise ClientGone
 
 
-async def send_whole(send: Send, status: int, headers: HeaderList, body: bytes) -> None:
-    """An answer that is all there. Raises `ClientGone` when the client reads nothing for a minute."""
+async def send_whole(send: Send, status: int, headers: HeaderList, body: bytes, *, close: bool = False) -> None:
+    """An answer that is all there, and the connection's last one if `close`. Raises `ClientGone` when the client
+    reads nothing for a minute."""
     headers.append((b"content-length", b"%d" % len(body)))
+    try:
+        if len(body) < _UNHURRIED and not close and at_once.sent(send, status, headers, body):
+            return
+    except RuntimeError as error:
+        raise _gone_or(error) from None
+    if close:
+        headers.append((b"connection", b"close"))
     start = {"type": "http.response.start", "status": status, "headers": headers}
     if len(body) < _UNHURRIED:
         await _send_in_time(send, start, {"type": "http.response.body", "body": body})
@@ -105,10 +114,12 @@ async def _send_in_time(send: Send, *messages: Message) -> None:
     except TimeoutError:
         raise ClientGone from None
     except RuntimeError as error:
-        # uvloop has no class of its own for a socket that was closed before the protocol came to know.
-        if _CLOSED not in str(error):
-            raise
-        raise ClientGone from None
+        raise _gone_or(error) from None
+
+
+def _gone_or(error: RuntimeError) -> Exception:
+    # uvloop has no class of its own for a socket that was closed before the protocol came to know.
+    return ClientGone() if _CLOSED in str(error) else error
 
 
 class Deadline:

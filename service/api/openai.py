@@ -301,9 +301,7 @@ async def _send_error(
     record.overhead_us = max(0, int((time.perf_counter() - started - waited) * 1e6))
     headers.append((b"x-keepgate-overhead-us", b"%d" % record.overhead_us))
     headers += error_headers(error)
-    if close:
-        headers.append((b"connection", b"close"))
-    await send_whole(send, status, headers, openai_body(error, request_id))
+    await send_whole(send, status, headers, openai_body(error, request_id), close=close)
 
 
 # --- headers and the record
