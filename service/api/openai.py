@@ -6,6 +6,7 @@ https://platform.openai.com/docs/api-reference
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import msgspec
 
 from models.completion import Completion, Entry
-from models.errors import GatewayError, LimitError, NotCached, RequestError
+from models.errors import GatewayError, LimitError, NotCached, RequestError, UpstreamError
 from models.request import Operation, Request
 from service.api import sse
 from service.api.errors import error_headers, openai_body, status_of
@@ -39,6 +40,8 @@ from service.pipeline.admit import admit
 from service.pipeline.gateway import Gateway, Hit
 from service.telemetry.recorder import Record, observe
 
+log = logging.getLogger("keepgate.api")
+
 _JSON = (b"content-type", b"application/json")
 _CLEAN = (b"x-keepgate-guardrails", b"clean")
 _TEXT_FIELD: dict[Operation, str] = {"chat": "messages", "completion": "prompt", "embedding": "input"}
@@ -58,7 +61,7 @@ def decode(raw: bytes, operation: Operation) -> Request:
     if not isinstance(body, dict):
         raise RequestError("the body must be a JSON object")
     model = body.get("model")
-    if not isinstance(model, str) or not 0 < len(model) <= _LONGEST_NAME or not model.isprintable():
+    if not isinstance(model, str) or not _is_name(model):
         raise RequestError(f"model must be a name of 1 to {_LONGEST_NAME} printable characters", param="model")
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
@@ -84,7 +87,9 @@ async def serve(do: Gateway, operation: Operation, endpoint: str, scope: Scope, 
     """One inference request, from its headers to its record."""
     started = time.perf_counter()
     request_id = new_request_id()
-    record = Record(time=time.time(), request_id=request_id, endpoint=endpoint, operation=operation)
+    # A name that the configuration does not have is the client's own text, and no label.
+    named = endpoint if endpoint in do.endpoints else ""
+    record = Record(time=time.time(), request_id=request_id, endpoint=named, operation=operation)
     headers = header_map(scope["headers"])
     do.metrics.inflight.add((), 1)
     do.users += 1
@@ -114,6 +119,10 @@ async def serve(do: Gateway, operation: Operation, endpoint: str, scope: Scope, 
         if record.status == 0:
             with contextlib.suppress(ClientGone):
                 await _send_error(_stopping(), request_id, started, context, record, send, close=True)
+    except Exception:  # the outermost: what nobody thought of is still answered, and never a silent end
+        log.exception("a request failed in a way nobody thought of")
+        with contextlib.suppress(ClientGone):
+            await _send_failure(request_id, started, context, record, send)
     finally:
         do.users -= 1
         do.metrics.inflight.add((), -1)
@@ -132,6 +141,8 @@ def model_list(gateway: Gateway, names: Sequence[str], context: Context) -> byte
 
 def model_card(gateway: Gateway, name: str, context: Context) -> bytes:
     """Raises `AccessError` or `RequestError` where a request with that model would."""
+    if not _is_name(name):
+        raise RequestError("no model of that name", code="model_not_found", param="model")
     asked = Request("chat", name, {}, b"")
     admit(asked, context, gateway.aliases)
     return msgspec.json.encode(_card(gateway, name))
@@ -185,6 +196,8 @@ async def _send_flight(
                 await _send_live(flight, request, context, record, headers, send)
             else:
                 completion = (await flight.whole()).completion
+                if flight.in_pieces and not request.stream:
+                    raise UpstreamError("the answer came as a stream that does not add up to a whole; ask for a stream")
                 _count_tokens(completion, context, record)
                 if request.stream:
                     await _send_replay(completion, request, context, record, headers, send)
@@ -192,7 +205,7 @@ async def _send_flight(
                     headers.append(_JSON)
                     _clock_first_byte(context, record, headers)
                     await send_whole(send, 200, headers, completion.body)
-    except GatewayError:
+    except (GatewayError, ClientGone, asyncio.CancelledError):
         _tell(flight, context, record)
         raise
     finally:
@@ -270,6 +283,16 @@ async def _paced(chunks: Iterator[dict[str, Any]], rate: float) -> AsyncIterator
 def _batches(chunks: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
     while batch := list(itertools.islice(chunks, size)):
         yield batch
+
+
+async def _send_failure(request_id: str, started: float, context: Context | None, record: Record, send: Send) -> None:
+    failure = GatewayError("the gateway failed; its log has the cause")
+    if record.first_token_seconds is None:
+        await _send_error(failure, request_id, started, context, record, send, close=True)
+        return
+    record.code = failure.code
+    await send_part(send, sse.event(openai_body(failure, request_id)))
+    await send_end(send)
 
 
 async def _send_error(
@@ -388,6 +411,10 @@ def _usage_chunk(completion: Completion, request: Request) -> bytes:
     whole: dict[str, Any] = msgspec.json.decode(completion.body)
     *_, last = replay.chunks({**whole, "choices": []}, request.operation, include_usage=True)
     return msgspec.json.encode(last)
+
+
+def _is_name(model: str) -> bool:
+    return 0 < len(model) <= _LONGEST_NAME and model.isprintable()
 
 
 def _check_messages(messages: object) -> None:

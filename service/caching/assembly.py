@@ -23,6 +23,7 @@ class Assembly:
         self._frame: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self._usage: dict[str, Any] | None = None
+        self.adds_up = True  # no field came in pieces that this module cannot put together
 
     def add(self, payload: bytes) -> dict[str, Any]:
         """The decoded chunk. Raises `UpstreamError` for one that is not a chunk."""
@@ -85,7 +86,8 @@ class Assembly:
             choice = self._choices[index] = {"index": index, **opening, "logprobs": None, "finish_reason": None}
         for name, value in part.items():
             if name == "delta":
-                _add_delta(choice["message"], value or {})
+                if not _add_delta(choice["message"], value or {}):
+                    self.adds_up = False
             elif name == "text" and not self._chat:
                 choice["text"] += value or ""
             elif name == "logprobs":
@@ -131,7 +133,9 @@ def usage_fields(usage: Usage) -> dict[str, Any]:
     return {**fields, "estimated": True} if usage.estimated else fields
 
 
-def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
+def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> bool:
+    """Whether nothing was lost: pieces of fields that are neither text nor lists (audio) take each other's place."""
+    adds_up = True
     for name, value in delta.items():
         if name == "role":
             message["role"] = value or "assistant"
@@ -146,7 +150,9 @@ def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
         elif isinstance(value, list) and isinstance(message.get(name), list):
             message[name] = message[name] + value
         elif value is not None or name not in message:
+            adds_up = adds_up and message.get(name) in (None, value)
             message[name] = value
+    return adds_up
 
 
 def _call_of(calls: dict[int, dict[str, Any]], part: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +189,7 @@ def _merged_logprobs(so_far: dict[str, Any] | None, more: dict[str, Any] | None)
 
 
 class _Message(msgspec.Struct):
-    tool_calls: list[msgspec.Raw] | None = None
+    tool_calls: list[dict[str, msgspec.Raw]] | None = None
     function_call: dict[str, msgspec.Raw] | None = None
     refusal: str | None = None
 
@@ -191,6 +197,7 @@ class _Message(msgspec.Struct):
 class _Choice(msgspec.Struct):
     finish_reason: str | None = None
     message: _Message | None = None
+    text: str | None = None
 
 
 class _Whole(msgspec.Struct):

@@ -38,6 +38,7 @@ class Flight:
         self.upstream_model = ""
         self.headers: tuple[tuple[str, str], ...] = ()
         self.waited = 0.0  # seconds until the upstream's first chunk or whole reply
+        self.in_pieces = False  # its chunks do not add up to a whole answer: they can be read, and nothing else
         self.ended = False
         self._readers = 0
         self._waiting: list[asyncio.Future[None]] = []
@@ -134,6 +135,9 @@ class Flight:
                 future.set_result(None)
 
 
+def _nobody_asked() -> None: ...
+
+
 class Flights:
     """The flights that can be joined, by what makes two requests the same.
 
@@ -149,12 +153,23 @@ class Flights:
         flight = self._open.get(key)
         return None if flight is None or flight.error is not None else flight
 
-    def start(self, key: Hashable | None, flight: Flight, fly: Coroutine[None, None, None]) -> None:
-        """`key` None: a flight nobody joins."""
+    def start(
+        self,
+        key: Hashable | None,
+        flight: Flight,
+        fly: Coroutine[None, None, None],
+        landed: Callable[[], None] = _nobody_asked,
+    ) -> None:
+        """`key` None: a flight nobody joins. `landed` is called when its task has ended, however it did."""
         if key is not None:
             self._open[key] = flight
         self._running.add(flight)
-        flight.start(fly, lambda: self._landed(key, flight))
+
+        def has_landed() -> None:
+            self._landed(key, flight)
+            landed()
+
+        flight.start(fly, has_landed)
 
     def close(self, key: Hashable | None, flight: Flight) -> None:
         """Nobody joins it any more."""

@@ -116,7 +116,7 @@ class Gateway:
                 return Hit(entry)
         if asked.only_if_cached:
             # With no-cache as well nothing may answer, and nothing is sent upstream either.
-            return await self._cached_only(request, context, meaning if asked.lookup else None)
+            return await self._cached_only(request, context, key, meaning if asked.lookup else None)
         if not asked.lookup or not asked.store:
             context.outcome = "miss" if asked.lookup else "bypass"
             context.detail = "" if asked.lookup else "no-cache"
@@ -158,7 +158,8 @@ class Gateway:
         flight.detail = context.detail
         flight.join()
         self.users += 1
-        self._flights.start(together, flight, self._fly(request, context, flight, route, key, meaning, together))
+        fly = self._fly(request, context, flight, route, key, meaning, together)
+        self._flights.start(together, flight, fly, landed=self._left)
         return flight
 
     async def _fly(
@@ -210,8 +211,9 @@ class Gateway:
             flight.fail(error)
         except RecursionError:
             flight.fail(RequestError("the body is nested too deeply"))
-        finally:
-            self.users -= 1
+
+    def _left(self) -> None:
+        self.users -= 1
 
     def _land(self, flight: Flight, together: Hashable | None, entry: Entry, *, hit: str = "") -> None:
         """Ends a flight whose entry is not one that newcomers may be served from."""
@@ -238,6 +240,7 @@ class Gateway:
             finally:
                 await reply.close()
                 usage = assembly.usage or await estimated(request, assembly.text())
+            flight.in_pieces = not assembly.adds_up
             return assembly.completion(usage)
         finally:
             # Also when the client hung up or the stream broke: what was generated is paid for.
@@ -246,15 +249,20 @@ class Gateway:
     def _may_keep(
         self, completion: Completion, request: Request, context: Context, route: Route, flight: Flight
     ) -> bool:
-        if not keepable(completion, context.endpoint.keep):
+        if flight.in_pieces or not keepable(completion, context.endpoint.keep):
             return False
         if request.operation != "embedding" and not completion.finish_reasons:
             return False  # a reply without choices says nothing: worth asking again
         fell_back = all((t.upstream, t.model) != (flight.upstream, flight.upstream_model) for t in route.targets)
         return not fell_back or context.endpoint.fallback_answers
 
-    async def _cached_only(self, request: Request, context: Context, meaning: tuple[str, ...] | None) -> Hit:
+    async def _cached_only(self, request: Request, context: Context, key: str, meaning: tuple[str, ...] | None) -> Hit:
         """`meaning` None: nothing is looked up."""
+        asked = msgspec.structs.replace(context.directives, only_if_cached=False)
+        under_way = self._flights.joinable((context.endpoint.name, context.caller.partition, key, asked))
+        if meaning is not None and under_way is not None and under_way.entry is not None:
+            context.outcome = "exact"
+            return Hit(under_way.entry)
         context.outcome = "miss"
         flight = Flight(streamed=False)
         asking = None if meaning is None else self._question(request, context, flight, meaning)

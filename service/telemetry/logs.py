@@ -26,6 +26,7 @@ _CREDENTIAL = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+_OURS = frozenset({"models", "service", "backends", "guardrails"})
 # What would end the line, or move the cursor of who reads it.
 _CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
@@ -61,8 +62,8 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
 class LineFormatter(logging.Formatter):
     """Whatever is logged becomes one line, with its exceptions, and without what looks like a credential.
 
-    Nothing should log a credential in the first place: this is for the
-    exception of a library that quotes the header it choked on.
+    Of exceptions it tells the types and the places; the message only where it
+    is ours or the system's, since a library's may quote a request.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -78,13 +79,21 @@ def redacted(text: str) -> str:
     return _CREDENTIAL.sub(lambda found: f"{found['key'] or found['header'] or found['bearer']}[redacted]", text)
 
 
+def _told(error: BaseException) -> str:
+    """The message, if it is one of ours or the system's: others quote what they choked on, prompts included."""
+    ours = type(error).__module__.partition(".")[0] in _OURS
+    if isinstance(error, OSError):
+        return f": {error.strerror}" if error.strerror else ""
+    return f": {error}" if ours and str(error) else ""
+
+
 def _causes(error: BaseException | None) -> Iterator[str]:
     while error is not None:
         places = " > ".join(
             f"{'/'.join(Path(frame.f_code.co_filename).parts[-2:])}:{line} {frame.f_code.co_name}"
             for frame, line in traceback.walk_tb(error.__traceback__)
         )
-        yield f"{type(error).__name__}: {error} [{places}]"
+        yield f"{type(error).__name__}{_told(error)} [{places}]"
         if isinstance(error, BaseExceptionGroup):
             for member in error.exceptions:
                 yield from _causes(member)

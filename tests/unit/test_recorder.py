@@ -289,16 +289,6 @@ def test_near_misses_and_shadow_hits_are_told_from_hits() -> None:
     assert lines['keepgate_time_to_first_token_seconds_sum{cache="miss",endpoint=""}'] == 0.3
 
 
-def test_an_endpoint_that_does_not_exist_gets_no_series() -> None:
-    metrics = Metrics()
-
-    observe(metrics, Record(time=0.0, request_id="r1", endpoint="made-up", status=400, code="unknown_endpoint"))
-
-    lines = exposed(metrics)
-    assert lines['keepgate_requests_total{cache="bypass",endpoint="",model="",status="400",upstream=""}'] == 1
-    assert not [line for line in lines if "made-up" in line]
-
-
 @pytest.fixture
 def pipe() -> Iterator[tuple[FileIO, FileIO]]:
     reading, writing = os.pipe()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.completion import Usage
+from models.errors import UpstreamError
 from models.request import Operation
 from service.caching.assembly import Assembly, usage_fields, whole
 from service.caching.replay import chunks
@@ -218,3 +219,48 @@ def test_a_text_completion_without_its_object_is_replayed_as_one() -> None:
     stream = list(chunks(told, "completion", include_usage=False))
 
     assert [chunk["choices"][0].get("text") for chunk in stream] == ["Hello", " you", ""]
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        [{"audio": {"id": "a", "transcript": "Hel"}}, {"audio": {"transcript": "lo"}}],
+        [{"content": ["a"]}, {"content": "b"}],
+        [{"score": 1}, {"score": 2}],
+    ],
+)
+def test_pieces_that_cannot_be_put_together_are_noticed(deltas: list[dict[str, Any]]) -> None:
+    assembly = Assembly("chat")
+
+    for delta in deltas:
+        assembly.add(msgspec.json.encode({"choices": [{"index": 0, "delta": delta}]}))
+
+    assert not assembly.adds_up
+
+
+def test_pieces_of_text_lists_and_calls_add_up() -> None:
+    assembly = Assembly("chat")
+
+    for delta in (
+        {"role": "assistant", "content": "", "refusal": None},
+        {"role": "assistant", "content": "Hel", "annotations": [1]},
+        {"content": "lo", "annotations": [2], "tool_calls": [{"index": 0, "id": "c", "function": {"name": "f"}}]},
+        {"content": None, "tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]},
+    ):
+        assembly.add(msgspec.json.encode({"choices": [{"index": 0, "delta": delta}]}))
+
+    assert assembly.adds_up
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"choices": [{"message": {"tool_calls": [1]}, "finish_reason": "stop"}]}',
+        b'{"choices": [{"text": 5, "finish_reason": "stop"}]}',
+        b'{"choices": [{"message": 5}]}',
+        b'{"choices": [5]}',
+    ],
+)
+def test_a_reply_that_could_not_be_replayed_is_none_of_this_api(body: bytes) -> None:
+    with pytest.raises(UpstreamError):
+        whole(body, "chat")
