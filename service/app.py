@@ -142,7 +142,7 @@ class App:
             return
         try:
             context = state.gateway.authenticate(
-                dict(scope["headers"]), endpoint, request_id=request_id, started=time.perf_counter()
+                header_map(scope["headers"]), endpoint, request_id=request_id, started=time.perf_counter()
             )
             name = path.removeprefix("/v1/models").removeprefix("/")
             if name:

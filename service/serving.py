@@ -59,7 +59,8 @@ class Launch(msgspec.Struct, frozen=True):
 
 def serve(settings: Settings, *, config: Path | None, environ: Mapping[str, str]) -> int:
     """Serves until it is told to stop; the exit code. Raises `ConfigError` if the address cannot be bound."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+    early: list[int] = []
+    signal.signal(signal.SIGHUP, lambda number, _: early.append(number))
     configure_logs(settings)
     listener = _bind(settings)
     given = settings.admin.token
@@ -68,6 +69,8 @@ def serve(settings: Settings, *, config: Path | None, environ: Mapping[str, str]
 
     def announce() -> None:
         print("\n".join(lines), flush=True)
+        if early:  # before anybody could hear it
+            os.kill(os.getpid(), signal.SIGHUP)
 
     launch = Launch(settings=settings, config=config, environ=dict(environ), admin_token=token)
     if settings.server.workers == 1:
@@ -225,7 +228,9 @@ class _Supervisor:
         self._begun: dict[int, float] = {}
         self._announce = announce
         self._reports: dict[Connection, int] = {}
-        self._served: set[int] = set()
+        self._served: set[int] = set()  # slots that ever had a worker that served
+        self._listening: set[int] = set()  # slots whose worker has said that it serves: before, a SIGHUP would end it
+        self._given: dict[int, Launch] = {}
         self._announced = False
         self._stopping = False
         self._reloading = False
@@ -273,7 +278,8 @@ class _Supervisor:
             log_refused(error)
             return
         self._launch = msgspec.structs.replace(self._launch, settings=settings)
-        self._pass_on(signal.SIGHUP)
+        for slot in self._listening:
+            self._tell(slot)
 
     def _start(self, slot: int) -> None:
         reader, report = self._processes.Pipe(duplex=False)
@@ -283,6 +289,15 @@ class _Supervisor:
         self._reports[reader] = slot
         self._workers[slot] = worker
         self._begun[slot] = time.monotonic()
+        self._listening.discard(slot)
+        self._given[slot] = self._launch
+
+    def _tell(self, slot: int) -> None:
+        """Has the worker read the configuration again."""
+        self._given[slot] = self._launch
+        worker = self._workers[slot]
+        if worker.pid is not None and worker.is_alive():
+            os.kill(worker.pid, signal.SIGHUP)
 
     def _wait(self) -> None:
         """Until a signal came, a worker ended, or one began to serve."""
@@ -295,6 +310,9 @@ class _Supervisor:
             with contextlib.suppress(EOFError):  # it ended before it served
                 reader.recv_bytes()
                 self._served.add(slot)
+                self._listening.add(slot)
+                if self._given[slot] is not self._launch:
+                    self._tell(slot)  # the configuration changed while it started
                 if len(self._served) == len(self._workers) and not self._announced:
                     self._announced = True
                     self._announce()

@@ -79,7 +79,7 @@ def observe(metrics: Metrics, record: Record) -> None:
     settled, which also happens for a client that left.
     """
     # What follows /e/ is the client's own words unless an endpoint of that name exists.
-    endpoint = record.endpoint if record.code != "unknown_endpoint" else ""
+    endpoint = record.endpoint
     cache = record.cache
     metrics.requests.add((endpoint, record.model, record.upstream, _STATUS.get(record.status, "0"), cache))
     outcome = (endpoint, cache)

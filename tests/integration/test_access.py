@@ -93,6 +93,20 @@ def test_without_a_key_nobody_is_let_in_before_the_body_is_read(guarded: Gateway
     assert mock.calls() == 0
 
 
+def test_what_a_caller_without_a_key_makes_up_is_no_label(guarded: Gateway, model: str) -> None:
+    for invented in ("made-up-1", "made-up-2"):
+        assert guarded.ask("hello", model=model, endpoint=invented).status_code == 401
+
+    assert "made-up" not in guarded.client.get("/metrics").text
+
+
+def test_a_model_is_looked_up_by_names_of_a_sensible_length_only(gateway: Gateway) -> None:
+    answer = gateway.client.get(f"/v1/models/{'x' * 5_000}")
+
+    assert code(answer) == (404, "model_not_found")
+    assert len(answer.text) < 1_000
+
+
 def test_probes_and_metrics_need_no_key(guarded: Gateway) -> None:
     statuses = [guarded.client.get(path).status_code for path in ("/", "/health/live", "/health/ready", "/metrics")]
 

@@ -438,6 +438,22 @@ def test_a_worker_that_dies_while_the_file_is_invalid_is_replaced_by_one_that_se
         assert not (tmp_path / "other").exists()
 
 
+def test_a_reload_reaches_a_worker_that_is_still_starting(tmp_path: Path, mock: Mock, model: str) -> None:
+    def config(mode: str) -> Json:
+        return exact_only(tmp_path, mock, endpoints=[{"name": "default", "cache": {"mode": mode}}])
+
+    with running_gateway(tmp_path, config("exact"), "--workers", "2") as gateway:
+        before = workers_of(gateway)
+        os.kill(before[0], signal.SIGKILL)
+        eventually(lambda: len(workers_of(gateway)) == 2 and before[0] not in workers_of(gateway), within=20)
+
+        gateway.configure(config("off"))
+        gateway.server.signal(signal.SIGHUP)
+
+        on_all(gateway, QUESTION, model, 2, lambda answer: answer.headers["x-keepgate-cache"] == "bypass")
+        assert "ended with -1;" not in gateway.log(), "the signal killed a worker that could not hear it yet"
+
+
 def test_a_killed_supervisor_leaves_no_worker_behind(tmp_path: Path, mock: Mock) -> None:
     with running_gateway(tmp_path, exact_only(tmp_path, mock), "--workers", "2") as gateway:
         workers = workers_of(gateway)
