@@ -260,9 +260,10 @@ class Gateway:
         """`meaning` None: nothing is looked up."""
         asked = msgspec.structs.replace(context.directives, only_if_cached=False)
         under_way = self._flights.joinable((context.endpoint.name, context.caller.partition, key, asked))
-        if meaning is not None and under_way is not None and under_way.entry is not None:
+        entry = None if under_way is None else under_way.entry
+        if meaning is not None and entry is not None and fresh(entry, context, self.exact.now()):
             context.outcome = "exact"
-            return Hit(under_way.entry)
+            return Hit(entry)
         context.outcome = "miss"
         flight = Flight(streamed=False)
         asking = None if meaning is None else self._question(request, context, flight, meaning)
