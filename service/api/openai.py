@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import logging
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
@@ -46,6 +47,7 @@ _JSON = (b"content-type", b"application/json")
 _CLEAN = (b"x-keepgate-guardrails", b"clean")
 _TEXT_FIELD: dict[Operation, str] = {"chat": "messages", "completion": "prompt", "embedding": "input"}
 _LONGEST_NAME = 256
+_POSITION = re.compile(r" \(byte \d+\)")
 _ids = itertools.count()
 _ID_PREFIX = f"req_{os.urandom(6).hex()}"
 
@@ -55,9 +57,13 @@ def decode(raw: bytes, operation: Operation) -> Request:
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        # The decoder's message names a byte position, never the text.
-        reason = "nested too deeply" if isinstance(error, RecursionError) else "not valid JSON in UTF-8"
-        raise RequestError(f"the body is {reason}") from error
+        if isinstance(error, RecursionError):
+            raise RequestError("the body is nested too deeply") from error
+        if not raw:
+            raise RequestError("the body is empty; send a JSON object") from error
+        # Of the decoder's message only the position: the rest is its own business.
+        place = _POSITION.search(str(error))
+        raise RequestError(f"the body is not valid JSON in UTF-8{place[0] if place else ''}") from error
     if not isinstance(body, dict):
         raise RequestError("the body must be a JSON object")
     model = body.get("model")

@@ -63,7 +63,7 @@ def chat_with(raw: str) -> bytes:
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"", "not valid JSON"),
+        (b"", "is empty"),
         (b"{nope", "not valid JSON"),
         (b"hello=world", "not valid JSON"),
         (chat() + b" more", "not valid JSON"),
