@@ -13,6 +13,6 @@ def near_enough(neighbors: Sequence[Neighbor], *, threshold: float) -> list[Neig
     return [neighbor for neighbor in neighbors if neighbor.similarity >= threshold]
 
 
-def nearest_rejected(neighbors: Sequence[Neighbor], *, threshold: float) -> float | None:
-    """The similarity of the best neighbour below `threshold`."""
-    return max((n.similarity for n in neighbors if n.similarity < threshold), default=None)
+def nearest_rejected(neighbors: Sequence[Neighbor], allowed: Sequence[Neighbor]) -> float | None:
+    """The similarity of the best neighbour that is not among the allowed."""
+    return max((neighbor.similarity for neighbor in neighbors if neighbor not in allowed), default=None)

@@ -17,6 +17,7 @@ from models.completion import Entry
 from models.errors import BackendError, ConfigError, TextRefused, TextTooLong
 from service.caching.identity import Question
 from service.caching.threshold import near_enough, nearest_rejected
+from service.caching.vetoes import veto
 from service.context import Context
 from service.pipeline.exact_tier import Activity, ExactTier, namespace
 from service.telemetry.metrics import Metrics
@@ -95,9 +96,10 @@ class SemanticTier:
                 where = self._namespace(context, question)
                 neighbors = await self.vectors.nearest(where, found.vector, limit=_CANDIDATES)
                 self._recovers("vector")
-                found.rejected = nearest_rejected(neighbors, threshold=threshold)
+                allowed, vetoed = _judged(question.text, near_enough(neighbors, threshold=threshold))
+                found.rejected = nearest_rejected(neighbors, allowed)
                 component = "exact"
-                found.entry, found.similarity = await self._live(context, neighbors, threshold)
+                found.entry, found.similarity = await self._live(context, allowed)
         except TextRefused as error:
             return Found(detail="too-long" if isinstance(error, TextTooLong) else "not-text")
         except (BackendError, TimeoutError) as error:
@@ -109,7 +111,8 @@ class SemanticTier:
             found.detail = "degraded"
             return found
         hit = found.entry is not None
-        found.detail = "semantic" if hit else "no-neighbor" if found.rejected is None else "below-threshold"
+        missed = vetoed or ("no-neighbor" if found.rejected is None else "below-threshold")
+        found.detail = "semantic" if hit else missed
         self._metrics.cache_lookups.add((endpoint, "semantic", "hit" if hit else "miss"))
         self._metrics.cache_lookup_seconds.observe(("semantic",), time.perf_counter() - started)
         return found
@@ -137,10 +140,8 @@ class SemanticTier:
             else:
                 self._fails("vector", error, "writing")
 
-    async def _live(
-        self, context: Context, neighbors: Sequence[Neighbor], threshold: float
-    ) -> tuple[Entry | None, float | None]:
-        for neighbor in near_enough(neighbors, threshold=threshold):
+    async def _live(self, context: Context, neighbors: Sequence[Neighbor]) -> tuple[Entry | None, float | None]:
+        for neighbor in neighbors:
             entry = await self._exact.fetch(context, neighbor.entry_id)
             if entry is not None:
                 return entry, neighbor.similarity
@@ -163,3 +164,15 @@ class SemanticTier:
             log.info("the semantic tier is well again (%s, %s)", component, what)
         if all(failing != component for failing, _ in self._failing):
             self._metrics.degraded.set((component,), 0)
+
+
+def _judged(asked: str, neighbors: Sequence[Neighbor]) -> tuple[list[Neighbor], str]:
+    """Those that nothing speaks against, and what speaks against the most similar of the others."""
+    allowed, reasons = [], []
+    for neighbor in neighbors:
+        reason = veto(asked, neighbor.payload.decode())  # the payload is the stored question
+        if reason is None:
+            allowed.append(neighbor)
+        else:
+            reasons.append(reason)
+    return allowed, reasons[0] if reasons else ""

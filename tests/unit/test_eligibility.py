@@ -56,6 +56,9 @@ def test_only_answers_that_finished_are_kept(finished: tuple[str, ...], kept: bo
 def test_a_hit_is_at_or_above_the_threshold() -> None:
     neighbors = [Neighbor("a", 0.95, b""), Neighbor("b", 0.92, b""), Neighbor("c", 0.91, b"")]
 
-    assert [n.entry_id for n in near_enough(neighbors, threshold=0.92)] == ["a", "b"]
-    assert nearest_rejected(neighbors, threshold=0.92) == 0.91
-    assert nearest_rejected(neighbors[:2], threshold=0.92) is None
+    near = near_enough(neighbors, threshold=0.92)
+
+    assert [n.entry_id for n in near] == ["a", "b"]
+    assert nearest_rejected(neighbors, near) == 0.91
+    assert nearest_rejected(neighbors[:2], near) is None
+    assert nearest_rejected(neighbors, near[1:]) == 0.95

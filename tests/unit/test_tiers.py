@@ -168,3 +168,16 @@ async def test_a_look_up_of_the_same_request_is_counted_once() -> None:
     await tiers.exact.again(CONTEXT, "key")
 
     assert tiers.metrics.cache_lookups.state() == {(CONTEXT.endpoint.name, "exact", "miss"): 1}
+
+
+async def test_a_near_question_with_another_number_is_rejected_and_told() -> None:
+    tiers = await loaded()
+    await tiers.keep("first")
+    other = Question(f"{QUESTION.text} 17", QUESTION.namespace)
+
+    found = await tiers.semantic.lookup(CONTEXT, other)
+
+    assert found.entry is None
+    assert found.detail == "numbers"
+    assert found.rejected is not None
+    assert found.rejected > 0.99
