@@ -122,13 +122,14 @@ async def serve(do: Gateway, operation: Operation, endpoint: str, scope: Scope, 
         record.client_gone = True
     except asyncio.CancelledError:
         # The gateway is stopping, and this request outlived `server.drain`. Nothing comes after it in this task.
-        if record.status == 0:
+        if record.status == 0 or record.first_token_seconds is not None:
             with contextlib.suppress(ClientGone):
-                await _send_error(_stopping(), request_id, started, context, record, send, close=True)
+                await _send_failure(_stopping(), request_id, started, context, record, send)
     except Exception:  # the outermost: what nobody thought of is still answered, and never a silent end
         log.exception("a request failed in a way nobody thought of")
         with contextlib.suppress(ClientGone):
-            await _send_failure(request_id, started, context, record, send)
+            failure = GatewayError("the gateway failed; its log has the cause")
+            await _send_failure(failure, request_id, started, context, record, send)
     finally:
         do.users -= 1
         do.metrics.inflight.add((), -1)
@@ -218,14 +219,26 @@ async def _send_flight(
         flight.leave()
 
 
+async def _begin_stream(context: Context, record: Record, headers: HeaderList, send: Send) -> None:
+    headers += sse.HEADERS
+    _clock_first_byte(context, record, headers)
+    first_token_seconds = time.perf_counter() - context.started
+    await send_start(send, 200, headers)
+    record.first_token_seconds = first_token_seconds  # from here on an error is an event
+
+
+async def _break_off(error: GatewayError, request_id: str, record: Record, send: Send) -> None:
+    """Ends a stream that has begun."""
+    record.code = error.code
+    await send_part(send, sse.event(openai_body(error, request_id)))
+    await send_end(send)
+
+
 async def _send_live(
     flight: Flight, request: Request, context: Context, record: Record, headers: HeaderList, send: Send
 ) -> None:
     """A stream as it arrives. An error once it has begun is an event of the stream: the status has gone out."""
-    headers += sse.HEADERS
-    _clock_first_byte(context, record, headers)
-    record.first_token_seconds = time.perf_counter() - context.started
-    await send_start(send, 200, headers)
+    await _begin_stream(context, record, headers, send)
     usage_sent = False
     try:
         async for batch in flight.read():
@@ -234,16 +247,8 @@ async def _send_live(
             if wanted:
                 await send_part(send, sse.events(wanted))
     except GatewayError as error:
-        record.code = error.code
-        await send_part(send, sse.event(openai_body(error, context.request_id)))
-        await send_end(send)
+        await _break_off(error, context.request_id, record, send)
         return
-    except asyncio.CancelledError:
-        # The gateway is stopping and this stream outlived `server.drain`; or the client left, and nobody reads this.
-        record.code = "overloaded"
-        ending = sse.event(openai_body(_stopping(), context.request_id))
-        await send({"type": "http.response.body", "body": ending})
-        raise
     entry = flight.entry
     if entry is not None:
         _count_tokens(entry.completion, context, record)
@@ -256,10 +261,7 @@ async def _send_live(
 async def _send_replay(
     completion: Completion, request: Request, context: Context, record: Record, headers: HeaderList, send: Send
 ) -> None:
-    headers += sse.HEADERS
-    _clock_first_byte(context, record, headers)
-    record.first_token_seconds = time.perf_counter() - context.started
-    await send_start(send, 200, headers)
+    await _begin_stream(context, record, headers, send)
     whole: dict[str, Any] = msgspec.json.decode(completion.body)
     if not isinstance(whole.get("usage"), dict):
         whole["usage"] = assembly.usage_fields(completion.usage)
@@ -291,14 +293,14 @@ def _batches(chunks: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[
         yield batch
 
 
-async def _send_failure(request_id: str, started: float, context: Context | None, record: Record, send: Send) -> None:
-    failure = GatewayError("the gateway failed; its log has the cause")
+async def _send_failure(
+    error: GatewayError, request_id: str, started: float, context: Context | None, record: Record, send: Send
+) -> None:
+    """Ours, and whenever it came: an answer of its own, or the end of a stream that has begun."""
     if record.first_token_seconds is None:
-        await _send_error(failure, request_id, started, context, record, send, close=True)
-        return
-    record.code = failure.code
-    await send_part(send, sse.event(openai_body(failure, request_id)))
-    await send_end(send)
+        await _send_error(error, request_id, started, context, record, send, close=True)
+    else:
+        await _break_off(error, request_id, record, send)
 
 
 async def _send_error(

@@ -21,8 +21,8 @@ UNREADABLE = Completion(b'{"choices": [5], "usage": {}}', "m", Usage(1, 1), ("st
 class Failing:
     """A gateway that hands out `answer`, or raises it."""
 
-    def __init__(self, answer: Hit | Exception) -> None:
-        self.endpoints = {"default": Endpoint("default")}
+    def __init__(self, answer: Hit | Exception, endpoint: Endpoint | None = None) -> None:
+        self.endpoints = {"default": endpoint or Endpoint("default")}
         self.limits = Limits(max_body=1_000_000, body_timeout=1.0)
         self.metrics = Metrics()
         self.recorder = None
@@ -31,7 +31,7 @@ class Failing:
 
     def authenticate(self, headers: Any, endpoint: str, *, request_id: str, started: float) -> Context:
         directives = Directives("exact", 0.9, 60.0)
-        return Context(request_id, Endpoint(endpoint), Caller("everyone"), directives, started, headers)
+        return Context(request_id, self.endpoints[endpoint], Caller("everyone"), directives, started, headers)
 
     async def answer(self, _request: Any, context: Context) -> Hit:
         if isinstance(self._answer, Exception):
@@ -81,3 +81,30 @@ async def test_within_a_stream_it_is_an_error_event() -> None:
     assert status == 200
     assert b'"code":"internal_error"' in body.splitlines()[-2]
     assert "AttributeError" in log
+
+
+async def test_a_paced_replay_that_outlives_the_drain_ends_with_an_error_event() -> None:
+    told = Completion(b'{"choices": [{"message": {"content": "one two"}, "finish_reason": "stop"}]}', "m", Usage(1, 1))
+    gateway = Failing(Hit(Entry(told, 0.0, 1e12, "key", "up/m")), Endpoint("default", replay="paced", replay_rate=0.01))
+    sent: list[Any] = []
+    begun = asyncio.Event()
+
+    async def receive() -> Any:
+        if not sent:
+            return {"type": "http.request", "body": BODY}
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if message["type"] == "http.response.body":
+            begun.set()
+
+    serving = asyncio.create_task(
+        openai.serve(cast("Gateway", gateway), "chat", "default", {"headers": []}, receive, send)
+    )
+    await begun.wait()
+    serving.cancel()
+    await serving
+
+    assert b'"code":"overloaded"' in sent[-2]["body"]
+    assert not sent[-1].get("more_body")
