@@ -295,9 +295,7 @@ class _Supervisor:
     def _tell(self, slot: int) -> None:
         """Has the worker read the configuration again."""
         self._given[slot] = self._launch
-        worker = self._workers[slot]
-        if worker.pid is not None and worker.is_alive():
-            os.kill(worker.pid, signal.SIGHUP)
+        self._signal(slot, signal.SIGHUP)
 
     def _wait(self) -> None:
         """Until a signal came, a worker ended, or one began to serve."""
@@ -328,12 +326,13 @@ class _Supervisor:
         self._stopping = True
         # Open here, it would go on taking connections that no worker serves.
         self._listener.close()
-        self._pass_on(signal.SIGTERM)
+        for slot in self._workers:
+            self._signal(slot, signal.SIGTERM)
 
-    def _pass_on(self, number: signal.Signals) -> None:
-        for worker in self._workers.values():
-            if worker.pid is not None and worker.is_alive():
-                os.kill(worker.pid, number)
+    def _signal(self, slot: int, number: signal.Signals) -> None:
+        worker = self._workers[slot]
+        if worker.pid is not None and worker.is_alive():
+            os.kill(worker.pid, number)
 
     def _join(self) -> None:
         deadline = time.monotonic() + self._launch.settings.server.drain + _STOP_GRACE

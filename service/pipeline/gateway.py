@@ -129,7 +129,7 @@ class Gateway:
         self, request: Request, context: Context, route: Route, key: str, meaning: tuple[str, ...]
     ) -> Hit | Flight:
         # The directives are part of what makes two requests the same: a follower never gets less than it asked for.
-        together = (context.endpoint.name, context.caller.partition, key, context.directives)
+        together = _together(context, key, context.directives)
         flight = self._flights.joinable(together)
         if flight is not None and flight.entry is not None and fresh(flight.entry, context, self.exact.now()):
             # The answer is whole, its write is not: as good as written.
@@ -259,7 +259,7 @@ class Gateway:
     async def _cached_only(self, request: Request, context: Context, key: str, meaning: tuple[str, ...] | None) -> Hit:
         """`meaning` None: nothing is looked up."""
         asked = msgspec.structs.replace(context.directives, only_if_cached=False)
-        under_way = self._flights.joinable((context.endpoint.name, context.caller.partition, key, asked))
+        under_way = self._flights.joinable(_together(context, key, asked))
         entry = None if under_way is None else under_way.entry
         if meaning is not None and entry is not None and fresh(entry, context, self.exact.now()):
             context.outcome = "exact"
@@ -299,6 +299,11 @@ class Gateway:
         if self._passthrough and any(target.upstream in self._passthrough for target in targets):
             return (*meaning, credential_mark(context.caller.credential, self._secret))
         return meaning
+
+
+def _together(context: Context, key: str, asked: Directives) -> Hashable:
+    """What two requests must have in common to share a flight."""
+    return (context.endpoint.name, context.caller.partition, key, asked)
 
 
 def _not_cached(request: Request, asked: Directives) -> str | None:

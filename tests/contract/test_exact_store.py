@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -268,3 +269,5 @@ async def test_closing_twice_is_fine(exact_store: ExactStore) -> None:
     await exact_store.close()
 
     await exact_store.close()
+
+    assert "exact-store-writer" not in {thread.name for thread in threading.enumerate()}

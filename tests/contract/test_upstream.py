@@ -227,10 +227,12 @@ async def test_it_names_its_models(upstream: Upstream) -> None:
 
 
 async def test_it_can_be_closed_twice(upstream: Upstream) -> None:
-    await upstream.complete(chat())
+    reply = await upstream.complete(chat())
 
     await upstream.close()
     await upstream.close()
+
+    assert reply.body, "what was answered outlives the closing"
 
 
 async def test_the_call_is_left_as_it_was(upstream: Upstream) -> None:

@@ -15,6 +15,7 @@ from tests.support.gateway import (
     Gateway,
     Mock,
     eventually,
+    everything,
     question,
     running_gateway,
     settings,
@@ -486,15 +487,6 @@ def connected(gateway: Gateway, *, receive_buffer: int | None = None) -> Iterato
         connection.settimeout(10)
         connection.connect(("127.0.0.1", gateway.server.port))
         yield connection
-
-
-def everything(connection: socket.socket) -> bytes:
-    """All that comes until the gateway closes, or resets, the connection."""
-    received = bytearray()
-    with contextlib.suppress(ConnectionError):
-        while piece := connection.recv(65536):
-            received += piece
-    return bytes(received)
 
 
 def spoken(gateway: Gateway, *pieces: bytes) -> bytes:

@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 
 from service.api.connection import Connection
 from service.api.exchange import ClientGone, HangUp, Message, Receive, Scope, Send, send_part, send_whole
-from tests.support.gateway import Gateway, Mock, question, running_gateway, settings
+from tests.support.gateway import Gateway, Mock, everything, question, running_gateway, settings
 
 CHAT = "/v1/chat/completions"
 LAST = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -251,6 +251,8 @@ async def test_an_answer_that_nobody_takes_does_not_keep_its_connection(monkeypa
 
             await until(lambda: not state.connections)
 
+            assert connection.fileno() != -1, "it was not this side that closed"
+
 
 async def test_an_answer_that_is_taken_slowly_is_sent_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.api.connection._UNSENT_SECONDS", 0.1)
@@ -300,15 +302,6 @@ def connected(gateway: Gateway) -> Iterator[socket.socket]:
     with socket.create_connection(("127.0.0.1", gateway.server.port), timeout=10) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield connection
-
-
-def everything(connection: socket.socket) -> bytes:
-    """All that comes until the gateway closes, or resets, the connection."""
-    received = bytearray()
-    with contextlib.suppress(ConnectionError):
-        while piece := connection.recv(65536):
-            received += piece
-    return bytes(received)
 
 
 def spoken(gateway: Gateway, *pieces: bytes) -> bytes:

@@ -1,11 +1,12 @@
 """A real gateway process, and the mock provider behind it, as tests drive them."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -185,6 +186,15 @@ class Gateway:
     def make_key(self, name: str, *options: str) -> str:
         secret: str = self.keys("create", "--name", name, *options)["key"]
         return secret
+
+
+def everything(connection: socket.socket) -> bytes:
+    """All that comes until the gateway closes, or resets, the connection."""
+    received = bytearray()
+    with suppress(ConnectionError):
+        while piece := connection.recv(65536):
+            received += piece
+    return bytes(received)
 
 
 def worker_of(answer: httpx.Response) -> str:

@@ -62,10 +62,14 @@ def test_a_second_open_in_one_process_is_refused_and_leaves_the_first_alone(tmp_
 
 
 def test_closing_twice_is_fine(tmp_path: Path) -> None:
-    environment = opened(tmp_path / "store")
+    environment = filled(tmp_path / "store")
 
     environment.close()
     environment.close()
+
+    again = opened(tmp_path / "store")
+    assert entries(again) == 500
+    again.close()
 
 
 def test_a_damaged_store_is_kept_beside_the_new_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
