@@ -1,5 +1,7 @@
 """An answer, whichever upstream gave it."""
 
+from typing import Any, NamedTuple
+
 import msgspec
 
 
@@ -11,8 +13,15 @@ class Usage(msgspec.Struct, frozen=True, gc=False, array_like=True):
     estimated: bool = False
 
 
+class Chunk(NamedTuple):
+    """A piece of a streamed answer, in the canonical form: `payload` is the JSON of `fields`."""
+
+    payload: bytes
+    fields: dict[str, Any]
+
+
 class Completion(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A finished answer in the shape of the OpenAI API's whole reply.
+    """A finished answer in the canonical form: the OpenAI API's whole reply, see docs/dialects.md.
 
     `body` is its JSON. `finish_reasons` has one item a choice and is empty
     for embeddings.

@@ -5,6 +5,8 @@ table that turns it into a status and a dialect's body. No message holds
 prompt text, a key or a vector.
 """
 
+from collections.abc import Sequence
+
 
 class GatewayError(Exception):
     """An end to a request that the caller is told about."""
@@ -32,6 +34,18 @@ class RequestError(GatewayError):
     `unknown_endpoint`, `model_not_found`, `request_timeout`, `request_too_large`."""
 
     code = "invalid_request"
+
+
+class Untranslatable(RequestError):
+    """The request says something that the dialect of every target lacks, and that changes what is answered.
+
+    `names` are paths into the body as the client wrote it.
+    """
+
+    def __init__(self, names: Sequence[str], *, dialect: str) -> None:
+        shown = ", ".join(names[:10])
+        super().__init__(f"the model asked for cannot be told this in its dialect ({dialect}): {shown}", param=names[0])
+        self.names = tuple(names)
 
 
 class AccessError(GatewayError):
@@ -64,8 +78,9 @@ class UpstreamError(GatewayError):
     `code` is `upstream_error` (it answered, and not with an answer),
     `upstream_unavailable` (nothing could be sent) or `upstream_timeout`.
     `status` and `body` are set for the provider's own 4xx, which callers see
-    as they came; for 401 and 403 only where the credential was the caller's,
-    else they are the operator's to mend.
+    as they came where it is of their dialect (`dialect` says whose `body` is),
+    else with its message; for 401 and 403 only where the credential was the
+    caller's, else they are the operator's to mend.
     `headers` are the provider's, already filtered and prefixed.
     """
 
@@ -80,8 +95,10 @@ class UpstreamError(GatewayError):
         body: bytes | None = None,
         retry_after: str | None = None,
         headers: tuple[tuple[str, str], ...] = (),
+        dialect: str = "openai",
     ) -> None:
         super().__init__(message, code=code, retry_after=retry_after)
+        self.dialect = dialect
         self.status = status
         self.body = body
         self.headers = headers
