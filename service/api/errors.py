@@ -1,4 +1,6 @@
-"""One table from an error's code to its status, and the bodies of the dialects."""
+"""One table from an error's code to its status, the OpenAI dialect's body, and what a provider said."""
+
+from typing import Any
 
 import msgspec
 
@@ -51,14 +53,33 @@ def status_of(error: GatewayError) -> int:
     return STATUS[error.code]
 
 
+def provider_message(error: GatewayError) -> str:
+    """What the provider said of a request that it refused, whichever dialect it said it in; else our own words.
+
+    `{"error": {"message"}}` in all three, and a list with one such object at
+    Gemini; some compatible servers have `{"message"}` or `{"error": "…"}`.
+    """
+    if not isinstance(error, UpstreamError) or error.body is None:
+        return error.message
+    said: Any = msgspec.json.decode(error.body)  # the adapter has read it before
+    if isinstance(said, list) and said:
+        said = said[0]
+    for name in ("error", "message"):
+        said = said.get(name, said) if isinstance(said, dict) else said
+    return said if isinstance(said, str) and said else error.message
+
+
 def openai_body(error: GatewayError, request_id: str) -> bytes:
     """`{"error": {"message", "type", "param", "code", "request_id"}}`.
 
-    A provider's own 4xx keeps its body.
+    A provider's own 4xx keeps its body where that has this shape.
     https://platform.openai.com/docs/guides/error-codes
     """
+    message = error.message
     if isinstance(error, UpstreamError) and error.body is not None:
-        return error.body
+        if error.dialect in ("openai", "responses"):
+            return error.body
+        message = provider_message(error)
     kind = next((name for base, name in _OPENAI_TYPES if isinstance(error, base)), "server_error")
     if error.code == "not_allowed":
         kind = "permission_error"
@@ -67,7 +88,7 @@ def openai_body(error: GatewayError, request_id: str) -> bytes:
     return msgspec.json.encode(
         {
             "error": {
-                "message": error.message,
+                "message": message,
                 "type": kind,
                 "param": error.param,
                 "code": error.code,

@@ -1,4 +1,4 @@
-"""Server-sent events, as the OpenAI dialect writes them: data only.
+"""Server-sent events as the dialects write them: data alone, or under an event's name.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -14,6 +14,10 @@ def event(payload: bytes) -> bytes:
     if b"\n" in payload or b"\r" in payload:
         payload = payload.replace(b"\r", b"").replace(b"\n", b"\ndata: ")
     return b"data: " + payload + b"\n\n"
+
+
+def named_event(name: str, payload: bytes) -> bytes:
+    return b"event: %b\n%b" % (name.encode(), event(payload))
 
 
 def events(payloads: Iterable[bytes]) -> bytes:
