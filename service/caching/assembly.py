@@ -1,5 +1,6 @@
 """The chunks of a stream put together to the whole completion they stand for."""
 
+from itertools import pairwise
 from typing import Any, TypeGuard
 
 import msgspec
@@ -7,11 +8,13 @@ import msgspec
 from models.completion import Completion, Usage
 from models.errors import UpstreamError
 from models.request import Operation
+from service.caching.replay import LAID_OUT
 
 # What an upstream says beyond it is no count, and would not fit where counts are added up.
 _MOST_TOKENS = 10**9
 # Whatever a chunk of another shape runs into; those of Unicode are ValueErrors.
-_NOT_FRAME = frozenset({"choices", "usage", "object"})
+_NOT_FRAME = frozenset({"choices", "usage", "object", "provider_event"})
+_ADDED_TO = frozenset({"text", "summary", "data", "signature"})
 _OTHER_SHAPE = (msgspec.MsgspecError, ValueError, RecursionError, LookupError, AttributeError, TypeError)
 
 
@@ -22,15 +25,14 @@ class Assembly:
         self._chat = operation == "chat"
         self._frame: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
+        self._layouts: dict[int, list[list[Any]]] = {}
         self._usage: dict[str, Any] | None = None
         self.adds_up = True  # no field came in pieces that this module cannot put together
 
-    def add(self, payload: bytes) -> dict[str, Any]:
-        """The decoded chunk. Raises `UpstreamError` for one that is not a chunk."""
+    def add(self, chunk: dict[str, Any]) -> None:
+        """Raises `UpstreamError` for one that is not a chunk."""
         try:
-            chunk = msgspec.json.decode(payload)
-            choices = chunk.get("choices") or ()
-            for choice in choices:
+            for choice in chunk.get("choices") or ():
                 self._add_choice(choice)
         except _OTHER_SHAPE as error:
             raise UpstreamError("the upstream sent a chunk that is not one of this API") from error
@@ -41,7 +43,6 @@ class Assembly:
             # Azure's first chunk has an empty id and model; the next ones have them.
             if name not in _NOT_FRAME and (value or name not in self._frame):
                 self._frame[name] = value
-        return chunk  # type: ignore[no-any-return]  # decode gives Any; `.get` above shows that it is a dict
 
     @property
     def usage(self) -> Usage | None:
@@ -57,9 +58,13 @@ class Assembly:
         reported = self._usage if self.usage is not None else usage_fields(usage)
         choices = [self._choices[index] for index in sorted(self._choices)]
         for choice in choices:
-            calls = choice.get("message", {}).get("tool_calls")
+            message = choice.get("message", {})
+            calls = message.get("tool_calls")
             if calls is not None:
-                choice["message"]["tool_calls"] = [calls[index] for index in sorted(calls)]
+                message["tool_calls"] = [calls[index] for index in sorted(calls)]
+            layout = self._layouts.get(choice["index"], [])
+            if not _goes_without_saying(layout):
+                message["layout"] = layout
         body = {
             **self._frame,
             "object": "chat.completion" if self._chat else "text_completion",
@@ -86,7 +91,7 @@ class Assembly:
             choice = self._choices[index] = {"index": index, **opening, "logprobs": None, "finish_reason": None}
         for name, value in part.items():
             if name == "delta":
-                if not _add_delta(choice["message"], value or {}):
+                if value and not _add_delta(choice["message"], value, self._layouts.setdefault(index, [])):
                     self.adds_up = False
             elif name == "text" and not self._chat:
                 choice["text"] += value or ""
@@ -133,16 +138,27 @@ def usage_fields(usage: Usage) -> dict[str, Any]:
     return {**fields, "estimated": True} if usage.estimated else fields
 
 
-def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> bool:
+def _goes_without_saying(layout: list[list[Any]]) -> bool:
+    places = [LAID_OUT.index(name) for name, _ in layout]
+    return all(before < after for before, after in pairwise(places))
+
+
+def _add_delta(message: dict[str, Any], delta: dict[str, Any], layout: list[list[Any]]) -> bool:
     """Whether nothing was lost: pieces of fields that are neither text nor lists (audio) take each other's place."""
     adds_up = True
     for name, value in delta.items():
+        if value and name in LAID_OUT:
+            before = _size(message, name)
         if name == "role":
             message["role"] = value or "assistant"
         elif name == "tool_calls" and value:
             calls = message["tool_calls"] = message.get("tool_calls") or {}
             for part in value:
                 _add_call(_call_of(calls, part), part)
+        elif name == "reasoning_details" and isinstance(value, list):
+            details = message[name] = message.get(name) or []
+            for part in value:
+                _add_detail(details, part)
         elif name == "function_call" and isinstance(value, dict):
             _add_call(message, {"function": value}, under="function_call")
         elif isinstance(value, str) and isinstance(message.get(name), str):
@@ -152,7 +168,31 @@ def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> bool:
         elif value is not None or name not in message:
             adds_up = adds_up and message.get(name) in (None, value)
             message[name] = value
+        if value and name in LAID_OUT and (grown := _size(message, name) - before):
+            if layout and layout[-1][0] == name:
+                layout[-1][1] += grown
+            else:
+                layout.append([name, grown])
     return adds_up
+
+
+def _size(message: dict[str, Any], name: str) -> int:
+    so_far = message.get(name)
+    return len(so_far) if isinstance(so_far, str | list | dict) else 0
+
+
+def _add_detail(details: list[dict[str, Any]], part: dict[str, Any]) -> None:
+    """Pieces of one item have its index (docs/dialects.md)."""
+    index = part.get("index")
+    same = None if index is None else next((item for item in reversed(details) if item.get("index") == index), None)
+    if same is None:
+        details.append(dict(part))
+        return
+    for name, value in part.items():
+        if name in _ADDED_TO and isinstance(value, str) and isinstance(same.get(name), str):
+            same[name] += value
+        elif value is not None:
+            same[name] = value
 
 
 def _call_of(calls: dict[int, dict[str, Any]], part: dict[str, Any]) -> dict[str, Any]:

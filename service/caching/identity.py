@@ -1,7 +1,8 @@
 """What makes two requests the same: a hash of everything that is not known to be neutral.
 
 A field the gateway does not know is meaning. So are case and white space in
-a text; white space and key order of the JSON are not.
+a text; white space and key order of the JSON are not, nor is which of two ways
+a request has to say one thing (docs/dialects.md, "The canonical request").
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,19 @@ NEUTRAL = frozenset({"stream", "stream_options", "user", "safety_identifier", "m
 _DROPPED = NEUTRAL | {"model"}
 
 # An answer to these depends on state that lies elsewhere, or is not an answer yet.
-STATEFUL = frozenset({"previous_response_id", "conversation", "background"})
+STATEFUL = frozenset({"previous_response_id", "conversation", "background", "container"})
+
+# What a field says when it says what would be so without it.
+_DEFAULTS: dict[str, Any] = {
+    "n": 1,
+    "logprobs": False,
+    "parallel_tool_calls": True,
+    "response_format": {"type": "text"},
+    "tool_choice": "auto",
+}
+_TEXT_PART = frozenset({"type", "text"})
+# Lists that SDKs send back empty in a message they were given.
+_EMPTY: tuple[object, ...] = (None, [])
 
 
 class Question(NamedTuple):
@@ -29,7 +42,7 @@ class Question(NamedTuple):
 
 def exact_key(body: dict[str, Any], meaning: Sequence[str]) -> str:
     """64 hex digits over the body and `meaning`: operation, route, headers and rules that change an answer."""
-    return _digest({name: value for name, value in body.items() if name not in _DROPPED}, meaning)
+    return _digest(_normal(body), meaning)
 
 
 def question(body: dict[str, Any], meaning: Sequence[str]) -> Question | None:
@@ -37,7 +50,9 @@ def question(body: dict[str, Any], meaning: Sequence[str]) -> Question | None:
 
     None where the last message is not a user's, or is not text alone.
     """
-    last = body["messages"][-1]
+    rest = _normal(body)
+    messages = rest["messages"]
+    last = messages[-1]
     if last.get("role") != "user":
         return None
     content = last.get("content")
@@ -54,9 +69,48 @@ def question(body: dict[str, Any], meaning: Sequence[str]) -> Question | None:
         text, shape = "\n".join(map(str, texts)), [{**part, "text": ""} for part in content]
     else:
         return None
-    rest = {name: value for name, value in body.items() if name not in _DROPPED}
-    rest["messages"] = [*body["messages"][:-1], {**last, "content": shape}]
+    rest["messages"] = [*messages[:-1], {**last, "content": shape}]
     return Question(text, _digest(rest, (*meaning, "question")))
+
+
+def _normal(body: dict[str, Any]) -> dict[str, Any]:
+    """The body as any other request of its meaning has it, without what is neutral. Shares what it does not change."""
+    normal = {
+        name: value
+        for name, value in body.items()
+        if name not in _DROPPED and value is not None and not (name in _DEFAULTS and _is_default(name, value))
+    }
+    limit = normal.pop("max_tokens", None)
+    if limit is not None:
+        normal.setdefault("max_completion_tokens", limit)
+    stop = normal.get("stop")
+    if isinstance(stop, str):
+        normal["stop"] = [stop]
+    messages = normal.get("messages")
+    if type(messages) is list:
+        normal["messages"] = [_normal_message(message) for message in messages]
+    return normal
+
+
+def _is_default(name: str, value: object) -> bool:
+    default = _DEFAULTS[name]
+    return type(value) is type(default) and value == default  # true is no 1
+
+
+def _normal_message(message: Any) -> Any:
+    if type(message) is not dict or (
+        len(message) == 2 and type(message.get("content")) is str and message.get("role") != "developer"
+    ):
+        return message  # most are
+    normal = {name: value for name, value in message.items() if value not in _EMPTY}
+    if normal.get("role") == "developer":
+        normal["role"] = "system"
+    content = normal.get("content")
+    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
+        part = content[0]
+        if part.keys() == _TEXT_PART and part["type"] == "text":
+            normal["content"] = part["text"]
+    return normal
 
 
 def _digest(body: dict[str, Any], meaning: Sequence[str]) -> str:

@@ -13,8 +13,11 @@ from models.request import Operation
 
 # White space travels with the word after it, as tokens do. Long runs without any are cut.
 _PIECE = re.compile(r"\s*\S{1,24}|\s+\Z")
-# Fields of a message that stream as text.
-_STREAMED_TEXT = ("content", "refusal", "reasoning_content", "reasoning")
+# Fields of a message that stream: as pieces of a text, or item by item.
+_TEXTS = ("reasoning_content", "reasoning", "content", "refusal")
+_LISTS = ("reasoning_details", "tool_calls", "provider_content")
+# Those whose order is known, in the order that goes without saying.
+LAID_OUT = ("reasoning_details", "content", "tool_calls", "provider_content")
 
 
 def chunks(completion: dict[str, Any], operation: Operation, *, include_usage: bool) -> Iterator[dict[str, Any]]:
@@ -35,20 +38,78 @@ def chunks(completion: dict[str, Any], operation: Operation, *, include_usage: b
 
 def _chat_parts(choice: dict[str, Any]) -> Iterator[dict[str, Any]]:
     message = dict(choice.get("message") or {})
-    texts = [(name, message.pop(name)) for name in _STREAMED_TEXT if isinstance(message.get(name), str)]
-    calls = message.pop("tool_calls", None)
+    said = {name: message.pop(name) for name in _TEXTS if isinstance(message.get(name), str)}
+    said |= {name: message.pop(name) for name in _LISTS if message.get(name) and isinstance(message[name], list)}
+    layout = message.pop("layout", None)
     # An SDK that adds up deltas starts from an empty text; null stays null where there is none.
     opening = {"role": "assistant", **message, **({"content": ""} if "content" not in message else {})}
     yield {"delta": opening, "logprobs": None, "finish_reason": None}
     logprobs = choice.get("logprobs")
-    for name, text in texts:
-        for piece in _pieces(text) or [""]:
-            yield {"delta": {name: piece}, "logprobs": logprobs, "finish_reason": None}
-            logprobs = None
-    for index, call in enumerate(calls or ()):
-        yield {"delta": {"tool_calls": [{"index": index, **call}]}, "logprobs": None, "finish_reason": None}
+    for delta in _deltas(said, layout):
+        yield {"delta": delta, "logprobs": logprobs, "finish_reason": None}
+        logprobs = None
     closing = {name: value for name, value in choice.items() if name not in ("index", "message", "logprobs")}
     yield {"delta": {}, "logprobs": logprobs, **closing}
+
+
+def adds_up(layout: Any, message: dict[str, Any]) -> bool:
+    """Whether `layout` (docs/dialects.md) tells the order of all that `message` says."""
+    if not isinstance(layout, list):
+        return False
+    counts = dict.fromkeys(LAID_OUT, 0)
+    for run in layout:
+        match run:
+            case [str(name), int(count)] if name in counts and count >= 0:
+                counts[name] += count
+            case _:
+                return False
+    return all(count == len(message.get(name) or ()) for name, count in counts.items())
+
+
+def _deltas(said: dict[str, Any], layout: Any) -> Iterator[dict[str, Any]]:
+    """Everything in the order of `layout`; without one that adds up reasoning, text, tool calls and other blocks."""
+    mirrored = _mirrored(said) if "reasoning_details" in said else None
+    if mirrored is None:
+        yield from _pieces_of(said, "reasoning_content")
+    yield from _pieces_of(said, "reasoning")
+    if not adds_up(layout, said):
+        layout = [(name, len(said[name])) for name in LAID_OUT if name in said]
+    done = dict.fromkeys(said, 0)
+    for name, count in layout:
+        begin = done.get(name, 0)
+        done[name] = begin + count
+        run = said.get(name, ())[begin : begin + count]
+        if isinstance(run, str):
+            # An empty text is said as well: added up again, the field is there.
+            yield from ({name: piece} for piece in _pieces(run) or ([""] if not said[name] else []))
+        elif name == "tool_calls":
+            yield from ({name: [{"index": index, **call}]} for index, call in enumerate(run, begin))
+        elif mirrored is not None and name == "reasoning_details":
+            for detail, text in zip(run, mirrored[begin:], strict=False):
+                yield {"reasoning_content": text, name: [detail]} if text is not None else {name: [detail]}
+        else:
+            yield from ({name: [item]} for item in run)
+    yield from _pieces_of(said, "refusal")
+
+
+def _mirrored(said: dict[str, Any]) -> list[str | None]:
+    """The part of `reasoning_content` that travels beside each of the details, which hold it too.
+
+    Where it does not consist of what is readable in them, all of it goes with the first.
+    """
+    readable = [
+        detail.get("text") or detail.get("summary") if isinstance(detail, dict) else None
+        for detail in said["reasoning_details"]
+    ]
+    content = said.get("reasoning_content")
+    if content is None or content != "".join(text for text in readable if isinstance(text, str)):
+        return [content, *(None for _ in readable[1:])]
+    return readable
+
+
+def _pieces_of(said: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    if name in said:
+        yield from ({name: piece} for piece in _pieces(said[name]) or [""])
 
 
 def _text_parts(choice: dict[str, Any]) -> Iterator[dict[str, Any]]:

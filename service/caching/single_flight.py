@@ -16,10 +16,12 @@ log = logging.getLogger("keepgate.gateway")
 
 
 class FlightChunk(NamedTuple):
-    """`usage_only`: it carries nothing but usage, which a client may not have asked for."""
+    """`usage_only`: it carries nothing but usage, which a client may not have asked for. `event_only`: nothing but an
+    event of the upstream's own dialect."""
 
     payload: bytes
-    usage_only: bool
+    usage_only: bool = False
+    event_only: bool = False
 
 
 class Flight:
@@ -37,6 +39,7 @@ class Flight:
         self.upstream = ""
         self.upstream_model = ""
         self.headers: tuple[tuple[str, str], ...] = ()
+        self.dropped: tuple[str, ...] = ()  # names of the request's fields that the upstream was not sent
         self.waited = 0.0  # seconds until the upstream's first chunk or whole reply
         self.in_pieces = False  # its chunks do not add up to a whole answer: they can be read, and nothing else
         self.ended = False

@@ -45,7 +45,7 @@ def meaning_of(body: dict[str, Any]) -> str:
             return [told_apart(inner) for inner in value]
         return [type(value).__name__, repr(value)]
 
-    return json.dumps(told_apart(body), sort_keys=True)
+    return json.dumps(told_apart({name: value for name, value in body.items() if value is not None}), sort_keys=True)
 
 
 @given(one=bodies, other=bodies)
@@ -79,6 +79,47 @@ def test_meaning_beside_the_body_is_part_of_the_key(one: list[str], other: list[
 @pytest.mark.parametrize("name", sorted(NEUTRAL))
 def test_a_neutral_field_does_not_change_the_key(name: str) -> None:
     assert exact_key({**ASKED, name: "anything"}, ()) == exact_key(ASKED, ())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"max_tokens": 5}, {"max_completion_tokens": 5}),
+        ({"stop": "END"}, {"stop": ["END"]}),
+        ({"n": 1, "logprobs": False, "tool_choice": "auto", "parallel_tool_calls": True}, {}),
+        ({"response_format": {"type": "text"}, "seed": None}, {}),
+        (
+            {"messages": [{"role": "developer", "content": [{"type": "text", "text": "Be kind."}]}]},
+            {"messages": [{"role": "system", "content": "Be kind."}]},
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "Hi", "refusal": None, "annotations": []}]},
+            {"messages": [{"role": "assistant", "content": "Hi"}]},
+        ),
+    ],
+)
+def test_two_ways_to_say_one_thing_have_one_key(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert exact_key({**ASKED, **one}, ()) == exact_key({**ASKED, **other}, ())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"n": True}, {}),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, {"max_completion_tokens": 5}),
+        ({"stop": ["a", "b"]}, {"stop": "ab"}),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
+            {"messages": [{"role": "user", "content": "ab"}]},
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}]},
+            {"messages": [{"role": "user", "content": "a"}]},
+        ),
+    ],
+)
+def test_what_only_looks_alike_has_two_keys(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert exact_key({**ASKED, **one}, ()) != exact_key({**ASKED, **other}, ())
 
 
 def test_an_unknown_field_changes_the_key() -> None:

@@ -63,7 +63,7 @@ def completion(said: list[tuple[dict[str, Any], Any, str]]) -> dict[str, Any]:
 def assembled(stream: list[dict[str, Any]], operation: Operation = "chat") -> dict[str, Any]:
     assembly = Assembly(operation)
     for chunk in stream:
-        assembly.add(msgspec.json.encode(chunk))
+        assembly.add(chunk)
     result: dict[str, Any] = json.loads(assembly.completion(assembly.usage or Usage()).body)
     return result
 
@@ -75,6 +75,64 @@ def test_a_replayed_chat_completion_equals_the_whole_one(said: list[tuple[dict[s
     again = assembled(list(chunks(told, "chat", include_usage=True)))
 
     assert again == told
+
+
+runs = st.lists(
+    st.one_of(
+        st.tuples(st.just("content"), st.text(min_size=1, max_size=20)),
+        st.tuples(st.just("reasoning"), st.text(min_size=1, max_size=20)),
+        st.tuples(st.sampled_from(["tool_calls", "provider_content"]), st.just("")),
+    ),
+    max_size=6,
+)
+
+
+@given(said=runs)
+def test_the_order_in_which_an_answer_arrived_survives_a_replay(said: list[tuple[str, str]]) -> None:
+    deltas: list[dict[str, Any]] = [{"role": "assistant"}]
+    for number, (kind, text) in enumerate(said):
+        if kind == "content":
+            deltas.append({"content": text})
+        elif kind == "reasoning":
+            detail = {"type": "reasoning.text", "index": number, "text": text, "signature": "s"}
+            deltas.append({"reasoning_content": text, "reasoning_details": [detail]})
+        elif kind == "tool_calls":
+            call = {"index": number, "id": f"c{number}", "function": {"name": "f", "arguments": "{}"}}
+            deltas.append({"tool_calls": [call]})
+        else:
+            deltas.append({"provider_content": [{"dialect": "anthropic", "block": {"type": f"x{number}"}}]})
+    frame = {"id": "chatcmpl-1", "object": "chat.completion.chunk"}
+    live = [{**frame, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+
+    whole_answer = assembled([*live, {**frame, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}])
+    again = list(chunks(whole_answer, "chat", include_usage=True))
+
+    assert assembled(again) == whole_answer
+    assert _order(again) == _order(live)
+
+
+def _order(stream: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The kinds of blocks in the order they came, with the text of each."""
+    order: list[tuple[str, str]] = []
+    for chunk in stream:
+        for name, value in chunk["choices"][0]["delta"].items() if chunk["choices"] else ():
+            if not value or name in ("role", "reasoning_content"):
+                continue
+            text = value if isinstance(value, str) else ""
+            if order and order[-1][0] == name and name == "content":
+                order[-1] = (name, order[-1][1] + text)
+            else:
+                order.append((name, text))
+    return order
+
+
+def test_a_layout_that_does_not_add_up_is_ignored() -> None:
+    message = {"role": "assistant", "content": "Hello", "provider_content": [{"block": 1}]}
+    told = completion([({**message, "layout": [["provider_content", 1], ["content", 4]]}, None, "stop")])
+
+    stream = list(chunks(told, "chat", include_usage=False))
+
+    assert _order(stream) == [("content", "Hello"), ("provider_content", "")]
 
 
 @given(text=words)
@@ -205,9 +263,8 @@ def test_a_stray_text_in_a_chat_chunk_is_passed_over() -> None:
 )
 def test_why_an_answer_ended_is_read_off_what_it_holds(message: dict[str, Any], reason: str) -> None:
     body = msgspec.json.encode({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
-    chunk = msgspec.json.encode({"choices": [{"index": 0, "delta": message, "finish_reason": "stop"}]})
     assembly = Assembly("chat")
-    assembly.add(chunk)
+    assembly.add({"choices": [{"index": 0, "delta": message, "finish_reason": "stop"}]})
 
     assert whole(body, "chat")[0].finish_reasons == (reason,)
     assert assembly.completion(Usage()).finish_reasons == (reason,)
@@ -233,7 +290,7 @@ def test_pieces_that_cannot_be_put_together_are_noticed(deltas: list[dict[str, A
     assembly = Assembly("chat")
 
     for delta in deltas:
-        assembly.add(msgspec.json.encode({"choices": [{"index": 0, "delta": delta}]}))
+        assembly.add({"choices": [{"index": 0, "delta": delta}]})
 
     assert not assembly.adds_up
 
@@ -247,7 +304,7 @@ def test_pieces_of_text_lists_and_calls_add_up() -> None:
         {"content": "lo", "annotations": [2], "tool_calls": [{"index": 0, "id": "c", "function": {"name": "f"}}]},
         {"content": None, "tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]},
     ):
-        assembly.add(msgspec.json.encode({"choices": [{"index": 0, "delta": delta}]}))
+        assembly.add({"choices": [{"index": 0, "delta": delta}]})
 
     assert assembly.adds_up
 
