@@ -81,6 +81,7 @@ class UpstreamError(GatewayError):
     as they came where it is of their dialect (`dialect` says whose `body` is),
     else with its message; for 401 and 403 only where the credential was the
     caller's, else they are the operator's to mend.
+    `answered` is the HTTP status the upstream gave, None where it gave none.
     `headers` are the provider's, already filtered and prefixed.
     """
 
@@ -96,8 +97,10 @@ class UpstreamError(GatewayError):
         retry_after: str | None = None,
         headers: tuple[tuple[str, str], ...] = (),
         dialect: str = "openai",
+        answered: int | None = None,
     ) -> None:
         super().__init__(message, code=code, retry_after=retry_after)
+        self.answered = answered if answered is not None else status
         self.dialect = dialect
         self.status = status
         self.body = body
