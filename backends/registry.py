@@ -4,12 +4,15 @@ Third parties add to a seam with an entry point in the group
 `keepgate.<seam>`, for example `keepgate.exact`.
 """
 
+import tomllib
 from collections.abc import Callable
-from importlib import import_module
+from importlib import import_module, resources
 from importlib.metadata import entry_points
 from typing import Any
 
 from models.errors import ConfigError
+
+_PROVIDERS = resources.files("backends.upstream").joinpath("providers.toml").read_text(encoding="utf-8")
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "exact": {
@@ -27,8 +30,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "upstream": {
         "demo": "backends.upstream.demo:DemoUpstream",
-        "openai": "backends.upstream.openai:OpenAIUpstream",
-        "openai-compatible": "backends.upstream.openai:OpenAIUpstream",
+        **dict.fromkeys(tomllib.loads(_PROVIDERS), "backends.upstream.providers:upstream"),
     },
     "keyring": {
         "memory": "backends.keyring.memory:MemoryKeyring",

@@ -9,15 +9,18 @@ from importlib.metadata import version
 from typing import Any
 
 import msgspec
-from fastapi import Request, Response
+from fastapi import Request as HttpRequest
+from fastapi import Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from models.errors import AccessError, BackendError, GatewayError, RequestError
-from models.request import Operation
+from models.request import Request
 from service.admin.api import PREFIX as ADMIN
 from service.admin.api import is_admin, management
-from service.api import openai
+from service.api import routes
+from service.api.body import model_name
+from service.api.dialect import Dialect
 from service.api.errors import error_headers, openai_body, status_of
 from service.api.exchange import (
     ClientGone,
@@ -30,14 +33,13 @@ from service.api.exchange import (
     read_body,
     send_whole,
 )
+from service.api.openai_chat import OPENAI
+from service.api.routes import Listing
+from service.api.serve import new_request_id, serve
+from service.pipeline.admit import admit, visible
 from service.telemetry.metrics import render
 from service.wiring import Runtime
 
-_INFERENCE: dict[str, Operation] = {
-    "/v1/chat/completions": "chat",
-    "/v1/completions": "completion",
-    "/v1/embeddings": "embedding",
-}
 _JSON = (b"content-type", b"application/json")
 _EXPOSED = (
     b"x-keepgate-request-id, x-keepgate-cache, cache-status, age, x-keepgate-similarity, x-keepgate-entry, "
@@ -82,13 +84,13 @@ class App:
             endpoint, _, rest = path[3:].partition("/")
             path = f"/{rest}"
         state = self._runtime.state
-        operation = _INFERENCE.get(path)
-        models = operation is None and (path == "/v1/models" or path.startswith("/v1/models/"))
-        if state.cors_origins and (operation is not None or models):
+        asked = routes.inference(path)
+        listing = routes.listing(path, scope["headers"]) if asked is None else None
+        if state.cors_origins and (asked is not None or listing is not None):
             answered, send = await self._cors(scope, send)
             if answered:
                 return
-        if operation is not None and scope["method"] == "POST":
+        if asked is not None and scope["method"] == "POST":
             if not state.settings.keys.require:
                 # Nobody has to show a key, so a page in the operator's own browser could spend what the upstreams'
                 # credentials allow: its requests are told by their Origin.
@@ -96,11 +98,11 @@ class App:
                     if name == b"origin" and not _may_ask(origin, state.cors_origins):
                         await _refuse(send, _foreign_page())
                         return
-            await openai.serve(state.gateway, operation, endpoint, scope, receive, send)
-        elif operation is not None:
-            await _refuse(send, _not_allowed(path, "POST"), (b"allow", b"POST"))
-        elif models:
-            await self._models(path, endpoint, scope, send)
+            await serve(state.gateway, *asked, endpoint, scope, receive, send)
+        elif asked is not None:
+            await _refuse(send, _not_allowed(path, "POST"), (b"allow", b"POST"), dialect=asked[0])
+        elif listing is not None:
+            await self._models(*listing, endpoint, scope, send)
         elif (plain := self._plain.get(scope["path"])) is not None:
             if scope["method"] in ("GET", "HEAD"):
                 await plain(scope, receive, send)
@@ -134,23 +136,23 @@ class App:
         typed = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
         await self._management({**scope, "headers": [*typed, _JSON]}, _replayed(body, receive), send)
 
-    async def _models(self, path: str, endpoint: str, scope: Scope, send: Send) -> None:
+    async def _models(self, shown: Listing, name: str, endpoint: str, scope: Scope, send: Send) -> None:
         state = self._runtime.state
-        request_id = openai.new_request_id()
-        if scope["method"] not in ("GET", "HEAD"):
-            await _refuse(send, _not_allowed(path, "GET"), (b"allow", b"GET, HEAD"), request_id=request_id)
-            return
+        request_id = new_request_id()
         try:
-            context = state.gateway.authenticate(
-                header_map(scope["headers"]), endpoint, request_id=request_id, started=time.perf_counter()
-            )
-            name = path.removeprefix("/v1/models").removeprefix("/")
+            if scope["method"] not in ("GET", "HEAD"):
+                raise _not_allowed(scope["path"], "GET")
+            headers = header_map(scope["headers"])
+            started = time.perf_counter()
+            context = state.gateway.authenticate(headers, endpoint, request_id=request_id, started=started)
             if name:
-                body = openai.model_card(state.gateway, name, context)
+                route = admit(Request("chat", model_name(name), {}, b""), context, state.gateway.aliases)
+                body = shown.card(name, route.targets[0].upstream)
             else:
-                body = openai.model_list(state.gateway, await state.catalog.names(), context)
+                body = shown.cards(visible(await state.catalog.names(), context, state.gateway.aliases))
         except GatewayError as error:
-            await _refuse(send, error, request_id=request_id)
+            allow = ((b"allow", b"GET, HEAD"),) if error.code == "method_not_allowed" else ()
+            await _refuse(send, error, *allow, request_id=request_id, dialect=shown.dialect)
             return
         await send_whole(send, 200, [_JSON, (b"x-keepgate-request-id", request_id.encode())], body)
 
@@ -236,20 +238,21 @@ async def _refuse(
     error: GatewayError,
     *more: tuple[bytes, bytes],
     request_id: str | None = None,
+    dialect: Dialect = OPENAI,
     close: bool = False,
 ) -> None:
-    request_id = request_id or openai.new_request_id()
+    request_id = request_id or new_request_id()
     headers = [_JSON, (b"x-keepgate-request-id", request_id.encode()), *more, *error_headers(error)]
     with contextlib.suppress(ConnectionError):
-        await send_whole(send, status_of(error), headers, openai_body(error, request_id), close=close)
+        await send_whole(send, status_of(error), headers, dialect.error(error, request_id), close=close)
 
 
 # --- errors of the management API, in the same shape
 
 
-async def _refusal(request: Request, error: Exception) -> Response:
+async def _refusal(request: HttpRequest, error: Exception) -> Response:
     problem, status = _as_refusal(request.url.path, error)
-    request_id = openai.new_request_id()
+    request_id = new_request_id()
     headers = dict(getattr(error, "headers", None) or {})
     headers |= {name.decode(): value.decode("latin-1") for name, value in error_headers(problem)}
     headers["x-keepgate-request-id"] = request_id

@@ -308,7 +308,7 @@ def _upstream(settings: UpstreamSettings) -> Upstream:
         options |= {
             "provider": settings.provider,
             "base_url": settings.base_url,
-            "api_key": None if settings.api_key is None else settings.api_key.get_secret_value(),
+            "api_keys": [] if settings.api_key is None else [settings.api_key.get_secret_value()],
             "auth": settings.auth,
             "connect_timeout": settings.connect_timeout,
             "read_timeout": settings.read_timeout,

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from backends.upstream.base import Call, ChunkStream, Reply
-from models.errors import UpstreamError
-from models.request import Operation
+from models.completion import Chunk
+from models.errors import Untranslatable, UpstreamError
+from models.request import Dialect, Operation
 
 _CREATED = 1_700_000_000
 _FINGERPRINT = "keepgate-demo"
@@ -37,6 +38,8 @@ class DemoUpstream:
 
     provider = "demo"
     capabilities: frozenset[Operation] = frozenset(("chat", "completion", "embedding"))
+    dialects: frozenset[Dialect] = frozenset(("openai",))
+    keys = 1
 
     def __init__(self, *, name: str = "demo", chunk_delay: float = 0.0) -> None:
         self.name = name
@@ -45,18 +48,25 @@ class DemoUpstream:
     async def complete(self, call: Call) -> Reply:
         if call.operation == "embedding":
             return Reply(body=msgspec.json.encode(_embeddings(call)))
-        answer = _Answer(call)
+        answer = _Answer(_refused_between_dialects(call))
         return Reply(body=msgspec.json.encode(answer.whole()))
 
     async def stream(self, call: Call) -> ChunkStream:
         if call.operation == "embedding":
             raise _refused("embeddings are not streamed", "stream")
-        return _Chunks([msgspec.json.encode(chunk) for chunk in _Answer(call).chunks()], self._chunk_delay)
+        answer = _Answer(_refused_between_dialects(call))
+        return _Chunks([Chunk(msgspec.json.encode(chunk), chunk) for chunk in answer.chunks()], self._chunk_delay)
 
     async def models(self) -> Sequence[str]:
         return ["demo"]
 
     async def close(self) -> None: ...
+
+
+def _refused_between_dialects(call: Call) -> Call:
+    if call.dialect != "openai" and call.refused:
+        raise Untranslatable(call.refused, dialect="openai")
+    return call
 
 
 class _Answer:
@@ -117,16 +127,18 @@ class _Answer:
 
 
 class _Chunks:
-    def __init__(self, chunks: Sequence[bytes], delay: float) -> None:
+    dropped: tuple[str, ...] = ()
+
+    def __init__(self, chunks: Sequence[Chunk], delay: float) -> None:
         self.headers: tuple[tuple[str, str], ...] = ()
         self._chunks = deque(chunks)
         self._delay = delay
         self._begun = False
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[Chunk]:
         return self
 
-    async def __anext__(self) -> bytes:
+    async def __anext__(self) -> Chunk:
         if self._begun and self._delay and self._chunks:
             await asyncio.sleep(self._delay)
         self._begun = True

@@ -4,8 +4,10 @@ A wire is data and pure functions: connections, credentials, deadlines and
 what a status means are `http.py`'s.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
 
 from backends.upstream.base import Call
 from models.completion import Chunk
@@ -49,3 +51,20 @@ class Wire(Protocol):
         """A 2xx reply as the JSON of a whole canonical answer. Raises `Unreadable`."""
 
     def decoder(self, call: Call) -> ChunkDecoder: ...
+
+
+def as_written(raw: bytes | None, decoded: Mapping[str, Any]) -> bytes:
+    """The client's bytes where they can be read in one way only, else what was read.
+
+    With a key twice in an object, two readers may see two different requests.
+    What was screened and hashed is the decoded one, so that is what is sent.
+    """
+    encoded = msgspec.json.encode(decoded)
+    return raw if raw is not None and _compact(raw) == encoded else encoded
+
+
+def _compact(raw: bytes) -> bytes:
+    try:
+        return msgspec.json.format(raw, indent=-1)
+    except (msgspec.MsgspecError, RecursionError):
+        return b""

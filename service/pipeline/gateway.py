@@ -295,6 +295,9 @@ class Gateway:
 
     def _meaning(self, request: Request, context: Context, route: Route) -> tuple[str, ...]:
         meaning = (request.operation, route.identity, context.endpoint.screening, *context.meaning)
+        if request.beyond:
+            beyond = msgspec.json.encode([request.dialect, request.beyond], order="deterministic")
+            meaning = (*meaning, beyond.decode())
         targets = (*route.targets, *route.fallbacks)
         if self._passthrough and any(target.upstream in self._passthrough for target in targets):
             return (*meaning, credential_mark(context.caller.credential, self._secret))
@@ -310,17 +313,20 @@ def _not_cached(request: Request, asked: Directives) -> str | None:
     """Why no tier is looked up and nothing is kept, or None."""
     if asked.mode == "off":
         return "off"
-    if not STATEFUL.isdisjoint(request.body) and any(request.body.get(name) for name in STATEFUL):
-        return "stateful"
+    for said in (request.body, request.beyond):
+        if not STATEFUL.isdisjoint(said) and any(said.get(name) for name in STATEFUL):
+            return "stateful"
     return None
 
 
 async def _collect(stream: Begun, assembly: Assembly, flight: Flight) -> None:
     """Hands each chunk on as it arrives and adds it up."""
-    async for payload in stream:
-        chunk = assembly.add(payload)
-        usage_only = not chunk.get("choices") and isinstance(chunk.get("usage"), dict)
-        flight.push(FlightChunk(payload, usage_only))
+    async for payload, fields in stream:
+        assembly.add(fields)
+        bare = not fields.get("choices")
+        flight.push(
+            FlightChunk(payload, bare and isinstance(fields.get("usage"), dict), bare and "provider_event" in fields)
+        )
         if not len(flight.chunks) % _CHUNKS_A_TURN:
             # A fast upstream sends a thousand chunks in one piece, and taking the next of them never waits.
             await asyncio.sleep(0)

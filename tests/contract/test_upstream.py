@@ -21,7 +21,8 @@ import trustme
 
 from backends.upstream.base import Call, ChunkStream, Reply, Upstream
 from backends.upstream.demo import DemoUpstream
-from backends.upstream.openai import OpenAIUpstream
+from backends.upstream.http import HttpUpstream
+from backends.upstream.providers import upstream as provider_upstream
 from backends.upstream.transport import Transport
 from models.errors import ConfigError, UpstreamError
 from models.request import Operation
@@ -33,6 +34,10 @@ SUITE = {"upstream": {"demo", "openai", "openai-compatible"}}
 KEY = "sk-secret-of-the-operator"
 QUESTION = "Where is the Zürich lighthouse?"
 TOKENS = 20
+
+
+def openai_upstream(*, provider: str = "openai-compatible", api_key: str | None = None, **options: Any) -> HttpUpstream:
+    return provider_upstream(provider=provider, api_keys=[] if api_key is None else [api_key], **options)
 
 
 class Mock:
@@ -84,16 +89,16 @@ async def upstream(request: pytest.FixtureRequest, mock: Mock) -> AsyncIterator[
     made: Upstream = (
         DemoUpstream(name="it")
         if request.param == "demo"
-        else OpenAIUpstream(name="it", provider=request.param, base_url=mock.base_url, api_key=KEY)
+        else openai_upstream(name="it", provider=request.param, base_url=mock.base_url, api_key=KEY)
     )
     yield made
     await made.close()
 
 
 @pytest.fixture
-async def http(mock: Mock) -> AsyncIterator[OpenAIUpstream]:
+async def http(mock: Mock) -> AsyncIterator[HttpUpstream]:
     """One with little patience and a small appetite, so that tests of both are quick."""
-    made = OpenAIUpstream(
+    made = openai_upstream(
         name="it",
         base_url=mock.base_url,
         api_key=KEY,
@@ -116,12 +121,15 @@ def chat(question: str = QUESTION, *, model: str = "m", **fields: Any) -> Call:
 
 
 async def collected(stream: ChunkStream) -> list[dict[str, Any]]:
-    return [json.loads(payload) async for payload in stream]
+    seen: list[dict[str, Any]] = []
+    await read_into(seen, stream)
+    return seen
 
 
 async def read_into(seen: list[dict[str, Any]], stream: ChunkStream) -> None:
-    async for payload in stream:
-        seen.append(json.loads(payload))  # noqa: PERF401 - what came before an error counts
+    async for payload, fields in stream:
+        assert json.loads(payload) == fields
+        seen.append(fields)  # what came before an error counts
 
 
 def text_of(chunks: list[dict[str, Any]]) -> str:
@@ -218,8 +226,8 @@ async def test_a_stream_can_be_closed_early_and_twice(upstream: Upstream) -> Non
     await stream.close()
     await stream.close()
 
-    assert json.loads(first)["object"] == "chat.completion.chunk"
-    assert [payload async for payload in stream] == []
+    assert first.fields["object"] == "chat.completion.chunk"
+    assert [chunk async for chunk in stream] == []
 
 
 async def test_it_names_its_models(upstream: Upstream) -> None:
@@ -280,7 +288,7 @@ async def test_the_demo_refuses_embeddings_it_cannot_make(body: dict[str, Any]) 
 # What is sent
 
 
-async def test_bytes_go_out_as_they_came_when_nothing_changes(http: OpenAIUpstream, mock: Mock) -> None:
+async def test_bytes_go_out_as_they_came_when_nothing_changes(http: HttpUpstream, mock: Mock) -> None:
     raw = b'{ "model": "m",\n  "temperature": 0.5, "messages": [{"role": "user", "content": "hi"}], "x_new": [1] }'
 
     await http.complete(Call(operation="chat", model="m", body=json.loads(raw), raw=raw))
@@ -288,7 +296,7 @@ async def test_bytes_go_out_as_they_came_when_nothing_changes(http: OpenAIUpstre
     assert mock.report()["last"]["body"] == raw.decode()
 
 
-async def test_a_key_given_twice_is_sent_once_as_it_was_screened(http: OpenAIUpstream, mock: Mock) -> None:
+async def test_a_key_given_twice_is_sent_once_as_it_was_screened(http: HttpUpstream, mock: Mock) -> None:
     raw = b'{"model": "m", "messages": [{"role": "user", "content": "bad", "content": "good"}]}'
 
     await http.complete(Call(operation="chat", model="m", body=msgspec.json.decode(raw), raw=raw))
@@ -297,7 +305,7 @@ async def test_a_key_given_twice_is_sent_once_as_it_was_screened(http: OpenAIUps
     assert mock.sent()["messages"] == [{"role": "user", "content": "good"}]
 
 
-async def test_the_upstreams_model_replaces_the_clients_and_the_rest_stays(http: OpenAIUpstream, mock: Mock) -> None:
+async def test_the_upstreams_model_replaces_the_clients_and_the_rest_stays(http: HttpUpstream, mock: Mock) -> None:
     body = {"model": "alias", "messages": [{"role": "user", "content": "hi"}], "seed": 12345678901234567890}
 
     await http.complete(Call(operation="chat", model="real", body=body, raw=json.dumps(body).encode()))
@@ -305,14 +313,14 @@ async def test_the_upstreams_model_replaces_the_clients_and_the_rest_stays(http:
     assert mock.sent() == {**body, "model": "real"}
 
 
-async def test_a_stream_asks_for_usage_and_keeps_the_clients_options(http: OpenAIUpstream, mock: Mock) -> None:
+async def test_a_stream_asks_for_usage_and_keeps_the_clients_options(http: HttpUpstream, mock: Mock) -> None:
     await collected(await http.stream(chat(stream=True, stream_options={"include_obfuscation": False})))
 
     assert mock.sent()["stream_options"] == {"include_obfuscation": False, "include_usage": True}
 
 
 async def test_no_usage_is_asked_for_where_the_upstream_does_not_know_it(mock: Mock) -> None:
-    plain = OpenAIUpstream(name="it", base_url=mock.base_url, stream_usage=False)
+    plain = openai_upstream(name="it", base_url=mock.base_url, stream_usage=False)
 
     chunks = await collected(await plain.stream(chat(stream=True)))
     await plain.close()
@@ -323,7 +331,7 @@ async def test_no_usage_is_asked_for_where_the_upstream_does_not_know_it(mock: M
 
 @pytest.mark.parametrize("options", [{"include_usage": True}, {}, None])
 async def test_an_upstream_that_does_not_know_stream_options_is_not_sent_the_clients(mock: Mock, options: Any) -> None:
-    plain = OpenAIUpstream(name="it", base_url=mock.base_url, stream_usage=False)
+    plain = openai_upstream(name="it", base_url=mock.base_url, stream_usage=False)
 
     await collected(await plain.stream(chat(stream=True, stream_options=options)))
     await plain.close()
@@ -331,13 +339,13 @@ async def test_an_upstream_that_does_not_know_stream_options_is_not_sent_the_cli
     assert mock.sent().keys() == {"model", "messages", "stream"}
 
 
-async def test_a_whole_answer_to_a_stream_request_is_asked_for_as_such(http: OpenAIUpstream, mock: Mock) -> None:
+async def test_a_whole_answer_to_a_stream_request_is_asked_for_as_such(http: HttpUpstream, mock: Mock) -> None:
     await http.complete(chat(stream=True, stream_options={"include_usage": True}))
 
     assert mock.sent().keys() == {"model", "messages"}
 
 
-async def test_headers_carry_the_key_and_what_the_policy_let_through(http: OpenAIUpstream, mock: Mock) -> None:
+async def test_headers_carry_the_key_and_what_the_policy_let_through(http: HttpUpstream, mock: Mock) -> None:
     call = msgspec.structs.replace(chat(), headers=(("openai-beta", "x=1"),), authorization="Bearer the-clients-own")
 
     await http.complete(call)
@@ -351,7 +359,7 @@ async def test_headers_carry_the_key_and_what_the_policy_let_through(http: OpenA
 
 
 async def test_passthrough_sends_the_callers_credential_and_none_of_ours(mock: Mock) -> None:
-    through = OpenAIUpstream(name="it", base_url=mock.base_url, api_key=KEY, auth="passthrough")
+    through = openai_upstream(name="it", base_url=mock.base_url, api_key=KEY, auth="passthrough")
 
     await through.complete(msgspec.structs.replace(chat(), authorization="Bearer theirs"))
     theirs = mock.report()["last"]["headers"].get("authorization")
@@ -362,7 +370,7 @@ async def test_passthrough_sends_the_callers_credential_and_none_of_ours(mock: M
     assert (theirs, none) == ("Bearer theirs", None)
 
 
-async def test_the_providers_request_id_and_limits_come_back_prefixed(http: OpenAIUpstream) -> None:
+async def test_the_providers_request_id_and_limits_come_back_prefixed(http: HttpUpstream) -> None:
     whole = await http.complete(chat())
     stream = await http.stream(chat(stream=True))
     await collected(stream)
@@ -373,7 +381,7 @@ async def test_the_providers_request_id_and_limits_come_back_prefixed(http: Open
 
 async def test_the_environments_proxy_is_not_used(mock: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
-    direct = OpenAIUpstream(name="it", base_url=mock.base_url)
+    direct = openai_upstream(name="it", base_url=mock.base_url)
 
     reply = await direct.complete(chat())
     await direct.close()
@@ -384,7 +392,7 @@ async def test_the_environments_proxy_is_not_used(mock: Mock, monkeypatch: pytes
 @pytest.mark.parametrize("base_url", [None, "ftp://example.com", "example.com/v1", "http://", "http://a b/v1"])
 def test_a_base_url_that_cannot_be_used_is_refused_at_start(base_url: str | None) -> None:
     with pytest.raises(ConfigError, match=r"upstreams\.it\.base_url"):
-        OpenAIUpstream(name="it", base_url=base_url)
+        openai_upstream(name="it", base_url=base_url)
 
 
 # What can go wrong
@@ -432,7 +440,7 @@ def is_silent_about_secrets(error: UpstreamError) -> bool:
 )
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 async def test_a_fault_is_a_typed_error_and_passes(
-    fault: str, code: str, status: int | None, streamed: bool, http: OpenAIUpstream, mock: Mock
+    fault: str, code: str, status: int | None, streamed: bool, http: HttpUpstream, mock: Mock
 ) -> None:
     mock.set(fault=fault, fault_times=1)
 
@@ -445,7 +453,7 @@ async def test_a_fault_is_a_typed_error_and_passes(
     await mock.until(lambda report: report["open_streams"] == 0)
 
 
-async def test_the_providers_own_4xx_keeps_status_body_and_retry_after(http: OpenAIUpstream, mock: Mock) -> None:
+async def test_the_providers_own_4xx_keeps_status_body_and_retry_after(http: HttpUpstream, mock: Mock) -> None:
     mock.set(fault="429", fault_times=1)
 
     with pytest.raises(UpstreamError) as refused:
@@ -457,7 +465,7 @@ async def test_the_providers_own_4xx_keeps_status_body_and_retry_after(http: Ope
 
 
 @pytest.mark.parametrize("fault", ["401", "403"])
-async def test_refused_credentials_are_ours_to_mend(fault: str, http: OpenAIUpstream, mock: Mock) -> None:
+async def test_refused_credentials_are_ours_to_mend(fault: str, http: HttpUpstream, mock: Mock) -> None:
     mock.set(fault=fault, fault_times=1)
 
     with pytest.raises(UpstreamError, match="refused its credentials; check api_key") as refused:
@@ -471,7 +479,7 @@ async def test_refused_credentials_are_ours_to_mend(fault: str, http: OpenAIUpst
 async def test_refused_credentials_of_the_caller_are_the_callers_to_mend(
     fault: str, streamed: bool, mock: Mock
 ) -> None:
-    through = OpenAIUpstream(name="it", base_url=mock.base_url, auth="passthrough")
+    through = openai_upstream(name="it", base_url=mock.base_url, auth="passthrough")
     mock.set(fault=fault, fault_times=1)
 
     with pytest.raises(UpstreamError, match="credentials of the request") as refused:
@@ -483,7 +491,7 @@ async def test_refused_credentials_of_the_caller_are_the_callers_to_mend(
 
 
 @pytest.mark.parametrize(("fault", "usage"), [("no_done", True), ("no_usage", False), ("whole", True)])
-async def test_odd_streams_are_still_answers(fault: str, usage: bool, http: OpenAIUpstream, mock: Mock) -> None:
+async def test_odd_streams_are_still_answers(fault: str, usage: bool, http: HttpUpstream, mock: Mock) -> None:
     mock.set(fault=fault, fault_times=1)
 
     chunks = await collected(await http.stream(chat(stream=True)))
@@ -493,7 +501,7 @@ async def test_odd_streams_are_still_answers(fault: str, usage: bool, http: Open
     assert any(chunk.get("usage") for chunk in chunks) is usage
 
 
-async def test_what_came_before_a_break_is_delivered(http: OpenAIUpstream, mock: Mock) -> None:
+async def test_what_came_before_a_break_is_delivered(http: HttpUpstream, mock: Mock) -> None:
     mock.set(fault="cut", fault_times=1)
     stream = await http.stream(chat(stream=True))
     seen: list[dict[str, Any]] = []
@@ -505,7 +513,7 @@ async def test_what_came_before_a_break_is_delivered(http: OpenAIUpstream, mock:
     assert len(seen) > 5
 
 
-async def test_tool_calls_come_whole_and_streamed(http: OpenAIUpstream) -> None:
+async def test_tool_calls_come_whole_and_streamed(http: HttpUpstream) -> None:
     call = chat(tools=[{"type": "function", "function": {"name": "find"}}], tool_choice="required", stream=True)
 
     whole = msgspec.json.decode((await http.complete(call)).body)["choices"][0]
@@ -518,7 +526,7 @@ async def test_tool_calls_come_whole_and_streamed(http: OpenAIUpstream) -> None:
     assert "".join(delta["function"]["arguments"] for delta in deltas) == wanted["arguments"]
 
 
-async def test_chunks_are_given_as_they_arrive(http: OpenAIUpstream, mock: Mock) -> None:
+async def test_chunks_are_given_as_they_arrive(http: HttpUpstream, mock: Mock) -> None:
     mock.set(chunk_delay=20, tokens=8)
     arrivals = []
 
@@ -530,7 +538,7 @@ async def test_chunks_are_given_as_they_arrive(http: OpenAIUpstream, mock: Mock)
     assert sum(gap > 0.01 for gap in gaps) >= len(gaps) - 2
 
 
-async def test_closing_a_stream_cancels_the_call_upstream(http: OpenAIUpstream, mock: Mock) -> None:
+async def test_closing_a_stream_cancels_the_call_upstream(http: HttpUpstream, mock: Mock) -> None:
     mock.set(fault="endless", fault_times=1)
     stream = await http.stream(chat(stream=True))
     await anext(aiter(stream))
@@ -541,7 +549,7 @@ async def test_closing_a_stream_cancels_the_call_upstream(http: OpenAIUpstream, 
     assert await healthy(http)
 
 
-async def test_closing_a_stream_wakes_who_waits_for_its_next_chunk(http: OpenAIUpstream, mock: Mock) -> None:
+async def test_closing_a_stream_wakes_who_waits_for_its_next_chunk(http: HttpUpstream, mock: Mock) -> None:
     mock.set(fault="stall_midway", fault_times=1)
     stream = await http.stream(chat(stream=True))
     seen: list[dict[str, Any]] = []
@@ -557,7 +565,7 @@ async def test_closing_a_stream_wakes_who_waits_for_its_next_chunk(http: OpenAIU
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 async def test_cancelling_a_call_that_waits_for_headers_cancels_it_upstream(
-    streamed: bool, mock: Mock, http: OpenAIUpstream
+    streamed: bool, mock: Mock, http: HttpUpstream
 ) -> None:
     mock.set(fault="stall", fault_times=1)
     call = asyncio.create_task(asked(http, streamed=streamed))
@@ -572,7 +580,7 @@ async def test_cancelling_a_call_that_waits_for_headers_cancels_it_upstream(
 
 
 async def test_a_refused_connection_is_unavailable() -> None:
-    nobody = OpenAIUpstream(name="it", base_url=f"http://127.0.0.1:{free_port()}/v1")
+    nobody = openai_upstream(name="it", base_url=f"http://127.0.0.1:{free_port()}/v1")
 
     with pytest.raises(UpstreamError) as failed:
         await nobody.complete(chat())
@@ -582,7 +590,7 @@ async def test_a_refused_connection_is_unavailable() -> None:
 
 
 async def test_a_host_that_is_not_known_is_unavailable() -> None:
-    nobody = OpenAIUpstream(name="it", base_url="http://nobody.invalid/v1")
+    nobody = openai_upstream(name="it", base_url="http://nobody.invalid/v1")
 
     with pytest.raises(UpstreamError, match="check base_url") as failed:
         await nobody.complete(chat())
@@ -622,10 +630,10 @@ class Scripted:
 @asynccontextmanager
 async def serving(
     handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], **options: Any
-) -> AsyncIterator[OpenAIUpstream]:
+) -> AsyncIterator[HttpUpstream]:
     async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        there = OpenAIUpstream(name="it", base_url=f"http://127.0.0.1:{port}/v1", **options)
+        there = openai_upstream(name="it", base_url=f"http://127.0.0.1:{port}/v1", **options)
         try:
             yield there
         finally:
@@ -880,7 +888,7 @@ async def test_a_stream_that_ends_without_a_finish_reason_is_an_answer() -> None
 
 
 async def test_a_slow_reader_makes_the_upstream_wait(mock: Mock) -> None:
-    patient = OpenAIUpstream(name="it", base_url=mock.base_url, read_timeout=0.2)
+    patient = openai_upstream(name="it", base_url=mock.base_url, read_timeout=0.2)
     mock.set(fault="huge", fault_times=1)
     stream = await patient.stream(chat(stream=True))
 
@@ -890,16 +898,16 @@ async def test_a_slow_reader_makes_the_upstream_wait(mock: Mock) -> None:
     await stream.close()
     await patient.close()
 
-    assert json.loads(first)["id"] == json.loads(second)["id"]
+    assert first.fields["id"] == second.fields["id"]
 
 
-async def test_a_large_body_goes_out_whole(http: OpenAIUpstream, mock: Mock) -> None:
+async def test_a_large_body_goes_out_whole(http: HttpUpstream, mock: Mock) -> None:
     await http.complete(chat("word " * 200_000))
 
     assert len(mock.report()["last"]["body"]) > 1_000_000
 
 
-async def test_a_header_with_a_line_end_is_not_sent(http: OpenAIUpstream, mock: Mock) -> None:
+async def test_a_header_with_a_line_end_is_not_sent(http: HttpUpstream, mock: Mock) -> None:
     call = msgspec.structs.replace(chat(), headers=(("openai-beta", "x\r\nx-smuggled: 1"),))
 
     with pytest.raises(UpstreamError, match="line end"):
@@ -912,7 +920,7 @@ async def test_a_proxy_of_plain_http_is_told_the_whole_address() -> None:
     proxy = Scripted(ANSWERED)
     async with await asyncio.start_server(proxy, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        there = OpenAIUpstream(
+        there = openai_upstream(
             name="it", base_url="http://models.invalid/v1", proxy=f"http://me:secret@127.0.0.1:{port}"
         )
         await there.complete(chat())
@@ -926,7 +934,7 @@ async def test_a_proxy_of_plain_http_is_told_the_whole_address() -> None:
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "127.0.0.1:3128"])
 def test_a_proxy_that_cannot_be_used_is_refused_at_start(proxy: str) -> None:
     with pytest.raises(ConfigError, match=r"upstreams\.it\.proxy"):
-        OpenAIUpstream(name="it", base_url="http://localhost/v1", proxy=proxy)
+        openai_upstream(name="it", base_url="http://localhost/v1", proxy=proxy)
 
 
 @pytest.fixture
@@ -946,8 +954,8 @@ def tls_mock(tmp_path: Path) -> Iterator[str]:
 
 
 async def test_tls_is_trusted_by_ca_file_and_by_nothing_else(tls_mock: str, tmp_path: Path) -> None:
-    trusting = OpenAIUpstream(name="it", base_url=tls_mock, ca_file=str(tmp_path / "ca.pem"))
-    doubting = OpenAIUpstream(name="it", base_url=tls_mock)
+    trusting = openai_upstream(name="it", base_url=tls_mock, ca_file=str(tmp_path / "ca.pem"))
+    doubting = openai_upstream(name="it", base_url=tls_mock)
 
     replies = [await trusting.complete(chat()) for _ in range(3)]
     with pytest.raises(UpstreamError, match="not trusted") as failed:
@@ -976,7 +984,7 @@ async def test_tls_goes_through_a_proxy_as_a_tunnel(tls_mock: str, tmp_path: Pat
     async with await asyncio.start_server(tunnel, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         proxy = f"http://127.0.0.1:{port}"
-        there = OpenAIUpstream(name="it", base_url=tls_mock, ca_file=str(tmp_path / "ca.pem"), proxy=proxy)
+        there = openai_upstream(name="it", base_url=tls_mock, ca_file=str(tmp_path / "ca.pem"), proxy=proxy)
         [result] = await asyncio.gather(there.complete(chat()), return_exceptions=True)
         await there.close()
 
@@ -1006,17 +1014,17 @@ def test_a_ca_file_that_cannot_be_used_is_refused_at_start(tmp_path: Path, conte
         path.write_text(content)
 
     with pytest.raises(ConfigError, match=r"upstreams\.it\.ca_file"):
-        OpenAIUpstream(name="it", base_url="https://localhost/v1", ca_file=str(path))
+        openai_upstream(name="it", base_url="https://localhost/v1", ca_file=str(path))
 
 
 def test_a_process_may_end_with_calls_in_flight(mock: Mock) -> None:
     program = f"""
 import asyncio
 from backends.upstream.base import Call
-from backends.upstream.openai import OpenAIUpstream
+from backends.upstream.providers import upstream as made
 
 async def main():
-    upstream = OpenAIUpstream(name="it", base_url={mock.base_url!r})
+    upstream = made(name="it", provider="openai-compatible", base_url={mock.base_url!r})
     body = {{"model": "fault:stall", "messages": []}}
     calls = [asyncio.ensure_future(upstream.complete(Call("chat", "fault:stall", body, None))) for _ in range(20)]
     await asyncio.sleep(0.2)

@@ -3,7 +3,8 @@
 import pytest
 
 from models.errors import RequestError
-from service.api.openai import decode
+from service.api.dialect import Asked
+from service.api.openai_chat import decode
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ from service.api.openai import decode
 )
 def test_a_body_is_refused_with_what_to_change(raw: bytes, message: str) -> None:
     with pytest.raises(RequestError) as refused:
-        decode(raw, "chat")
+        decode(raw, Asked("chat"))
 
     assert message in refused.value.message
     assert refused.value.code == "invalid_request"

@@ -7,7 +7,9 @@ from typing import Any, cast
 import msgspec
 
 from models.completion import Completion, Entry, Usage
-from service.api import openai
+from service.api.dialect import Asked
+from service.api.openai_chat import OPENAI
+from service.api.serve import serve
 from service.context import Caller, Context, Directives, Endpoint, Limits
 from service.pipeline.gateway import Gateway, Hit
 from service.telemetry import logs
@@ -55,7 +57,7 @@ async def served(gateway: Failing) -> tuple[int, bytes, str]:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await openai.serve(cast("Gateway", gateway), "chat", "default", {"headers": []}, receive, send)
+    await serve(cast("Gateway", gateway), OPENAI, Asked("chat"), "default", {"headers": []}, receive, send)
     body = b"".join(message.get("body", b"") for message in sent)
     return sent[0]["status"], body, log.getvalue()
 
@@ -100,7 +102,7 @@ async def test_a_paced_replay_that_outlives_the_drain_ends_with_an_error_event()
             begun.set()
 
     serving = asyncio.create_task(
-        openai.serve(cast("Gateway", gateway), "chat", "default", {"headers": []}, receive, send)
+        serve(cast("Gateway", gateway), OPENAI, Asked("chat"), "default", {"headers": []}, receive, send)
     )
     await begun.wait()
     serving.cancel()
