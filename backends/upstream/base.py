@@ -36,6 +36,29 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     key: int = 0
 
 
+class Passage(msgspec.Struct, frozen=True, gc=False):
+    """A request that is passed on as it is: `path` comes after the base URL and holds the query, `headers` have the
+    content type and passed the header policy."""
+
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes | None
+    authorization: str | None = None
+    key: int = 0
+
+
+class Passed(Protocol):
+    """The 2xx answer to it, as it arrives. Iterating raises `UpstreamError` when it breaks off."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def close(self) -> None: ...
+
+
 class Reply(msgspec.Struct, frozen=True, gc=False):
     """A whole 2xx answer: canonical JSON, the headers to pass on, and the names of fields that were not."""
 
@@ -78,6 +101,9 @@ class Upstream(Protocol):
 
     async def stream(self, call: Call) -> ChunkStream:
         """Returns when the upstream's 2xx headers are here; errors before that are raised from here."""
+
+    async def forward(self, passage: Passage) -> Passed:
+        """For what has no canonical form: audio, images, files."""
 
     async def models(self) -> Sequence[str]:
         """Model names it serves; may be empty."""

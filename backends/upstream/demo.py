@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from backends.upstream.base import Call, ChunkStream, Reply
+from backends.upstream.base import Call, ChunkStream, Passage, Passed, Reply
 from models.completion import Chunk
 from models.errors import Untranslatable, UpstreamError
 from models.request import Dialect, Operation
@@ -56,6 +56,9 @@ class DemoUpstream:
             raise _refused("embeddings are not streamed", "stream")
         answer = _Answer(_refused_between_dialects(call))
         return _Chunks([Chunk(msgspec.json.encode(chunk), chunk) for chunk in answer.chunks()], self._chunk_delay)
+
+    async def forward(self, passage: Passage) -> Passed:
+        raise _refused(f"the demo upstream has no {passage.path.partition('?')[0]}", "path")
 
     async def models(self) -> Sequence[str]:
         return ["demo"]

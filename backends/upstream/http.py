@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from backends.upstream.base import Call, ChunkStream, Reply
+from backends.upstream.base import Call, ChunkStream, Passage, Reply
 from backends.upstream.sse import EventReader, EventTooLong
 from backends.upstream.transport import Answer, Transport
 from backends.upstream.wire import ChunkDecoder, Unreadable, Wire
@@ -19,6 +19,7 @@ AuthStyle = Literal["bearer", "x-api-key", "x-goog-api-key", "api-key"]
 
 _REQUEST_IDS = frozenset({"x-request-id", "request-id", "anthropic-request-id", "apim-request-id"})
 _RATE_LIMITS = ("x-ratelimit-", "ratelimit", "anthropic-ratelimit-")
+_DESCRIBING = ("content-type", "content-disposition", "content-length")
 _NOT_A_STREAM = ("text/html", "image/", "audio/", "video/", "multipart/")
 _MAX_EVENT_BYTES = 1_000_000
 _MAX_ERROR_BYTES = 65_536
@@ -65,7 +66,9 @@ class HttpUpstream:
         self.keys = max(1, len(api_keys))
         self._wires = tuple(wires)
         self._passthrough = auth == "passthrough"
-        self._auth_style = auth_style
+        # Anthropic takes keys and tokens of subscriptions as bearers, and only keys as `x-api-key`: of a caller's
+        # credential nobody knows which it is.
+        self._passed_style: AuthStyle = "bearer" if auth_style == "x-api-key" else auth_style
         self._max = max_answer_bytes
         # What a provider needs to be told of, under what the client says.
         self._defaults = {key.lower(): value for key, value in (defaults or {}).items()}
@@ -103,6 +106,18 @@ class HttpUpstream:
                 answered=answer.status,
             )
         return _Chunks(answer, wire.decoder(call), headers, dropped, name=self.name, max_bytes=self._max)
+
+    async def forward(self, passage: Passage) -> "_Pieces":
+        own = self._whole_headers[passage.key % self.keys]
+        headers = {**self._defaults, **own, "accept": "*/*", **dict(passage.headers)}
+        if self._passthrough and passage.authorization is not None:
+            headers |= _credential(self._passed_style, passage.authorization)
+        if passage.body is None:
+            headers.pop("content-type", None)
+        answer = await self._transport.send(passage.method, passage.path, headers, passage.body)
+        if not 200 <= answer.status < 300:
+            raise await self._refusal(answer, "anthropic" if "anthropic" in self.dialects else "openai")
+        return _Pieces(answer, self.name, self._max)
 
     async def models(self) -> Sequence[str]:
         """Asks with the upstream's own key.
@@ -144,7 +159,7 @@ class HttpUpstream:
         own = (self._stream_headers if stream else self._whole_headers)[call.key % self.keys]
         headers = {**self._defaults, **dict(call.headers), **own} if call.headers or self._defaults else own
         if self._passthrough and call.authorization is not None:
-            headers = {**headers, **_credential(self._auth_style, call.authorization)}
+            headers = {**headers, **_credential(self._passed_style, call.authorization)}
         answer = await self._transport.send("POST", sent.path, headers, sent.body)
         if not 200 <= answer.status < 300:
             raise await self._refusal(answer, wire.dialect)
@@ -275,6 +290,29 @@ class _Replayed:
 
     async def close(self) -> None:
         self._chunks.clear()
+
+
+class _Pieces:
+    """A body as it arrives, whatever it is."""
+
+    def __init__(self, answer: Answer, name: str, max_bytes: int) -> None:
+        self.status = answer.status
+        kept = [(key, answer.headers[key]) for key in _DESCRIBING if key in answer.headers]
+        self.headers = (*kept, *_returned(answer.headers))
+        self._answer = answer
+        self._name = name
+        self._left = max_bytes
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while piece := await self._answer.next_piece():
+            self._left -= len(piece)
+            if self._left < 0:
+                self._answer.abandon()
+                raise UpstreamError(f"the answer of the upstream {self._name!r} was too long")
+            yield piece
+
+    async def close(self) -> None:
+        self._answer.abandon()
 
 
 class _Model(msgspec.Struct):
