@@ -68,8 +68,8 @@ def adds_up(layout: Any, message: dict[str, Any]) -> bool:
 
 def _deltas(said: dict[str, Any], layout: Any) -> Iterator[dict[str, Any]]:
     """Everything in the order of `layout`; without one that adds up reasoning, text, tool calls and other blocks."""
-    mirrored = _mirrored(said) if "reasoning_details" in said else None
-    if mirrored is None:
+    texts = mirrored(said) if "reasoning_details" in said else None
+    if texts is None:
         yield from _pieces_of(said, "reasoning_content")
     yield from _pieces_of(said, "reasoning")
     if not adds_up(layout, said):
@@ -84,15 +84,15 @@ def _deltas(said: dict[str, Any], layout: Any) -> Iterator[dict[str, Any]]:
             yield from ({name: piece} for piece in _pieces(run) or ([""] if not said[name] else []))
         elif name == "tool_calls":
             yield from ({name: [{"index": index, **call}]} for index, call in enumerate(run, begin))
-        elif mirrored is not None and name == "reasoning_details":
-            for detail, text in zip(run, mirrored[begin:], strict=False):
+        elif texts is not None and name == "reasoning_details":
+            for detail, text in zip(run, texts[begin:], strict=False):
                 yield {"reasoning_content": text, name: [detail]} if text is not None else {name: [detail]}
         else:
             yield from ({name: [item]} for item in run)
     yield from _pieces_of(said, "refusal")
 
 
-def _mirrored(said: dict[str, Any]) -> list[str | None]:
+def mirrored(said: dict[str, Any]) -> list[str | None]:
     """The part of `reasoning_content` that travels beside each of the details, which hold it too.
 
     Where it does not consist of what is readable in them, all of it goes with the first.
