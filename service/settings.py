@@ -253,11 +253,28 @@ class QdrantSettings(_Section):
     api_key: Secret | None = None
 
 
+class QueueSettings(_Section):
+    """Requests that wait for an upstream, in each worker."""
+
+    size: Annotated[Integer, Field(ge=0, le=100_000)] = 100
+    timeout: Period = 10.0
+
+
+class BreakerSettings(_Section):
+    """Opens after `failures` in a row; `rest` until the first probe."""
+
+    failures: Annotated[Integer, Field(ge=1)] = 10
+    rest: Period = 10.0
+
+
 class UpstreamSettings(_Section):
+    """Either one key or several; `max_concurrency` is of each worker."""
+
     name: Name
     provider: Text
     base_url: Url | None = None
     api_key: Secret | None = None
+    api_keys: Annotated[tuple[Secret, ...], Field(min_length=1, max_length=100)] | None = None
     auth: Literal["key", "passthrough"] = "key"
     connect_timeout: Period = 5.0
     read_timeout: Period = 300.0
@@ -266,6 +283,15 @@ class UpstreamSettings(_Section):
     ca_file: File | None = None
     stream_usage: Boolean = True
     headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(default_factory=dict, repr=False)
+    max_concurrency: Annotated[Integer, Field(ge=1)] | None = None
+    queue: QueueSettings = QueueSettings()
+    breaker: BreakerSettings = BreakerSettings()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The values of `api_key` or `api_keys`."""
+        given = self.api_keys or (() if self.api_key is None else (self.api_key,))
+        return tuple(key.get_secret_value() for key in given)
 
 
 class TargetSettings(_Section):
@@ -275,11 +301,19 @@ class TargetSettings(_Section):
 
 
 class ModelSettings(_Section):
-    """A name clients ask for. Fallbacks are `upstream/model`, tried in order."""
+    """A name clients ask for. Fallbacks are `upstream/model`, tried in order.
+
+    A `*` in the name stands for any text, and for the same text in the models
+    of targets and fallbacks. `attempts` None is 3, or one for each of them.
+    """
 
     name: Text
     targets: Annotated[tuple[TargetSettings, ...], Field(min_length=1)]
     fallbacks: tuple[Text, ...] = ()
+    strategy: Literal["weighted", "least-busy", "least-latency"] = "weighted"
+    sticky: Literal["none", "conversation"] = "none"
+    timeout: Period | None = None
+    attempts: Annotated[Integer, Field(ge=1, le=100)] | None = None
 
 
 class EndpointCacheSettings(_Section):
@@ -452,6 +486,8 @@ def _contradictions(
         yield from _given_twice(section, [named.name for named in getattr(settings, section)])
     for at, upstream in enumerate(settings.upstreams):
         yield from _upstream_contradictions(f"upstreams.{at}", upstream, doubtful)
+    for at, model in enumerate(settings.models):
+        yield from _model_contradictions(f"models.{at}", model)
     if "upstreams" not in doubtful:
         known = [upstream.name for upstream in settings.upstreams]
         for at, model in enumerate(settings.models):
@@ -473,10 +509,29 @@ def _upstream_contradictions(
 ) -> Iterator[tuple[str, str]]:
     if upstream.provider == "openai-compatible" and upstream.base_url is None and path not in doubtful:
         yield f"{path}.base_url", "is required with provider openai-compatible"
-    if upstream.auth == "passthrough" and upstream.api_key is not None:
-        yield f"{path}.api_key", "cannot be combined with auth: passthrough, which forwards the caller's credential"
+    for key in ("api_key", "api_keys"):
+        if upstream.auth == "passthrough" and getattr(upstream, key) is not None:
+            yield f"{path}.{key}", "cannot be combined with auth: passthrough, which forwards the caller's credential"
+    if upstream.api_key is not None and upstream.api_keys is not None:
+        yield f"{path}.api_keys", "cannot be combined with api_key: write all of them here"
+    for at in _repeated(upstream.keys if upstream.api_keys else ()):
+        yield f"{path}.api_keys.{at}", "is the same as one before it"
     if upstream.ca_file is not None:
         yield from _missing_file(f"{path}.ca_file", upstream.ca_file)
+
+
+def _model_contradictions(path: str, model: ModelSettings) -> Iterator[tuple[str, str]]:
+    if model.sticky != "none" and model.strategy != "weighted":
+        yield f"{path}.sticky", f"cannot be combined with strategy: {model.strategy}; a conversation keeps its target"
+    if model.name.count("*") > 1:
+        yield f"{path}.name", "can have one * only"
+    places = [(f"targets.{at}.model", target.model) for at, target in enumerate(model.targets)]
+    places += [(f"fallbacks.{at}", fallback) for at, fallback in enumerate(model.fallbacks)]
+    for place, name in places:
+        if name.count("*") > 1:
+            yield f"{path}.{place}", "can have one * only"
+        elif "*" in name and "*" not in model.name:
+            yield f"{path}.{place}", "has a * that the name of the model does not have"
 
 
 def _unusable_places(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -583,8 +638,13 @@ def _doubts(settings: Settings) -> Iterator[tuple[str, str]]:
         if settings.cache.vector.store == "flat":
             yield "cache.vector.store", "each worker has an index of its own; faiss is shared"
     for at, upstream in enumerate(settings.upstreams):
-        if upstream.provider == "openai" and upstream.api_key is None and upstream.auth == "key":
+        if upstream.provider == "openai" and not upstream.keys and upstream.auth == "key":
             yield f"upstreams.{at}.api_key", "requests will go out without a credential"
+    for at, model in enumerate(settings.models):
+        if len(model.targets) == 1 and model.strategy != "weighted":
+            yield f"models.{at}.strategy", "has no effect with one target"
+        if model.attempts is not None and model.attempts < len(model.targets) + len(model.fallbacks):
+            yield f"models.{at}.attempts", "is less than targets and fallbacks together: some are never asked"
     for at, endpoint in enumerate(settings.endpoints):
         cache = endpoint.cache
         if "threshold" in cache.model_fields_set and cache.mode in ("off", "exact"):
@@ -633,6 +693,10 @@ def _given_twice(section: str, names: Sequence[str]) -> Iterator[tuple[str, str]
         if count > 1:
             again = [at for at, other in enumerate(names) if other == name]
             yield from ((f"{section}.{at}.name", f"{name!r} is taken by {section}.{again[0]}") for at in again[1:])
+
+
+def _repeated(values: Sequence[str]) -> Iterator[int]:
+    return (at for at, value in enumerate(values) if value in values[:at])
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -29,6 +29,7 @@ from service.pipeline.exact_tier import ExactTier
 from service.pipeline.gateway import Gateway
 from service.pipeline.semantic_tier import SemanticTier
 from service.routing.aliases import Aliases, Route, Target, route
+from service.routing.balance import Standing
 from service.routing.catalog import Catalog
 from service.settings import EndpointSettings, ModelSettings, Settings, UpstreamSettings, is_loopback, load
 from service.telemetry import logs
@@ -106,7 +107,7 @@ class Runtime:
             self.metrics.records_dropped.follow(lambda: self._recorder.dropped if self._recorder else 0)
         for component in self.tiers():
             self.metrics.degraded.set((component,), 0)
-        self.state = self._compiled(settings, {})
+        self.state = self._compiled(settings, {}, {})
         await self.group.start()
 
     def reload(self) -> None:
@@ -125,7 +126,7 @@ class Runtime:
                 same = {
                     s.name: old.gateway.upstreams[s.name] for s in old.settings.upstreams if s in settings.upstreams
                 }
-                self.state = self._compiled(settings, same)
+                self.state = self._compiled(settings, same, {name: old.gateway.standings[name] for name in same})
             except (ConfigError, BackendError) as error:
                 log_refused(error)
                 return
@@ -133,6 +134,8 @@ class Runtime:
             self._retired.append(old.gateway)
             for name, upstream in old.gateway.upstreams.items():
                 if name not in same:
+                    if name not in self.state.gateway.upstreams:
+                        self.metrics.upstream_open.set((name,), 0)
                     self._spawn(self._closed_when_idle(upstream))
             log.info("the configuration was read again")
 
@@ -197,14 +200,19 @@ class Runtime:
             embedder, vectors, self.exact, deadline=settings.cache.vector.deadline, metrics=self.metrics
         )
 
-    def _compiled(self, settings: Settings, kept: Mapping[str, Upstream]) -> State:
+    def _compiled(self, settings: Settings, kept: Mapping[str, Upstream], known: Mapping[str, Standing]) -> State:
+        """`kept` are the upstreams that stay as they are, `known` how they stand."""
         upstreams = {s.name: kept.get(s.name) or _upstream(s) for s in settings.upstreams}
+        standings = {s.name: known.get(s.name) or _standing(s, upstreams[s.name].keys) for s in settings.upstreams}
+        for name, standing in standings.items():
+            self.metrics.upstream_open.set((name,), standing.open)
         places = {s.name: _place(s) for s in settings.upstreams}
         aliases = Aliases({model.name: _route(model, places) for model in settings.models}, places)
         gateway = Gateway(
             endpoints={e.name: _endpoint(e) for e in settings.endpoints},
             aliases=aliases,
             upstreams=upstreams,
+            standings=standings,
             passthrough=frozenset(s.name for s in settings.upstreams if s.auth == "passthrough"),
             keyring=self.keyring,
             keys_required=settings.keys.require,
@@ -308,7 +316,7 @@ def _upstream(settings: UpstreamSettings) -> Upstream:
         options |= {
             "provider": settings.provider,
             "base_url": settings.base_url,
-            "api_keys": [] if settings.api_key is None else [settings.api_key.get_secret_value()],
+            "api_keys": settings.keys,
             "auth": settings.auth,
             "connect_timeout": settings.connect_timeout,
             "read_timeout": settings.read_timeout,
@@ -320,6 +328,19 @@ def _upstream(settings: UpstreamSettings) -> Upstream:
         }
     upstream: Upstream = registry.create("upstream", settings.provider, **options)
     return upstream
+
+
+def _standing(settings: UpstreamSettings, keys: int) -> Standing:
+    return Standing(
+        settings.name,
+        keys=keys,
+        own=settings.auth == "key",
+        limit=settings.max_concurrency,
+        queue=settings.queue.size,
+        patience=settings.queue.timeout,
+        failures=settings.breaker.failures,
+        rest=settings.breaker.rest,
+    )
 
 
 def _place(settings: UpstreamSettings) -> str:
@@ -334,6 +355,10 @@ def _route(model: ModelSettings, places: Mapping[str, str]) -> Route:
         [Target(target.upstream, target.model, target.weight) for target in model.targets],
         [Target(upstream, name) for upstream, _, name in fallbacks],
         places=places,
+        strategy=model.strategy,
+        sticky=model.sticky == "conversation",
+        timeout=model.timeout,
+        attempts=model.attempts,
     )
 
 

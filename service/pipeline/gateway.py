@@ -21,12 +21,13 @@ from service.caching.single_flight import Flight, FlightChunk, Flights
 from service.context import Context, Directives, Endpoint, Limits
 from service.pipeline.admit import admit
 from service.pipeline.authenticate import authenticate, credential_mark
-from service.pipeline.call import Begun, call
+from service.pipeline.call import Begun, Switchboard, call
 from service.pipeline.exact_tier import ExactTier, fresh
 from service.pipeline.reserve import Reservation, reserve
 from service.pipeline.semantic_tier import Found, SemanticTier
 from service.pipeline.settle import estimated, settle, whole
-from service.routing.aliases import Aliases, Route, in_order
+from service.routing.aliases import Aliases, Route
+from service.routing.balance import Standing
 from service.telemetry.metrics import Metrics
 from service.telemetry.recorder import Recorder
 
@@ -50,6 +51,7 @@ class Gateway:
         endpoints: Mapping[str, tuple[Endpoint, Directives]],
         aliases: Aliases,
         upstreams: Mapping[str, Upstream],
+        standings: Mapping[str, Standing],
         passthrough: frozenset[str],
         keyring: Keyring,
         keys_required: bool,
@@ -64,6 +66,7 @@ class Gateway:
         self.endpoints = endpoints
         self.aliases = aliases
         self.upstreams = upstreams
+        self.standings = standings
         self.exact = exact
         self.semantic = semantic
         self.keyring = keyring
@@ -75,6 +78,7 @@ class Gateway:
         self._keys_required = keys_required
         self._secret = secret
         self._flights = flights
+        self._board = Switchboard(upstreams, standings, metrics)
 
     def authenticate(
         self, headers: Mapping[bytes, bytes], endpoint: str, *, request_id: str, started: float
@@ -227,9 +231,7 @@ class Gateway:
         usage = Usage()
         assembly = Assembly(request.operation)
         try:
-            reply = await call(
-                request, context, flight, targets=in_order(route), upstreams=self.upstreams, metrics=self.metrics
-            )
+            reply = await call(request, context, flight, route, self._board)
             flight.headers = reply.headers
             if isinstance(reply, Reply):
                 completion = await whole(reply.body, request)

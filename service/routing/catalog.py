@@ -46,6 +46,4 @@ class Catalog:
         except (UpstreamError, TimeoutError) as error:
             log.warning("the models of upstream %s are not known: %s", upstream.name, error or "it is late")
             return []
-        # With one upstream a bare name reaches it.
-        alone = len(self._upstreams) == 1
-        return [name if alone else f"{upstream.name}/{name}" for name in served]
+        return [name if self._aliases.any_bare_name else f"{upstream.name}/{name}" for name in served]

@@ -104,6 +104,18 @@ class Metrics:
             ("upstream",),
             bounds=_REQUEST,
         )
+        self.upstream_open = Gauge(
+            "keepgate_upstream_open",
+            "Credentials of an upstream that are not asked after failures in a row, but by probes.",
+            ("upstream",),
+            merge=max,
+        )
+        self.upstream_waiting = Gauge(
+            "keepgate_upstream_waiting",
+            "Requests that wait for a place at an upstream, or until one of its credentials has rested.",
+            ("upstream",),
+            merge=add,
+        )
         self.coalesced = Counter(
             "keepgate_coalesced_total", "Requests answered by an identical request's upstream call."
         )

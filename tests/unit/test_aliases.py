@@ -3,7 +3,7 @@
 import pytest
 
 from models.errors import RequestError
-from service.routing.aliases import Aliases, Route, Target, in_order, route
+from service.routing.aliases import Aliases, Route, Target, route
 
 PLACES = {name: f"place of {name}" for name in ("openai", "local", "openrouter", "a", "b", "c")}
 GPT = route([Target("openai", "gpt-4o")], [Target("local", "llama3")], places=PLACES)
@@ -62,10 +62,64 @@ def test_a_model_name_cannot_pose_as_another_route() -> None:
     assert posing.identity != alias.identity
 
 
-@pytest.mark.parametrize(("drawn", "first"), [(0.0, "a"), (0.24, "a"), (0.26, "b"), (0.999, "b")])
-def test_targets_are_drawn_by_weight_and_fallbacks_follow(drawn: float, first: str) -> None:
-    way = route([Target("a", "m", 1.0), Target("b", "m", 3.0)], [Target("c", "m")], places=PLACES)
+def test_how_often_and_how_soon_is_no_part_of_the_identity() -> None:
+    plain = route([Target("a", "m")], places=PLACES)
+    other = route([Target("a", "m")], places=PLACES, strategy="least-busy", sticky=True, timeout=3.0, attempts=7)
 
-    order = in_order(way, choose=lambda: drawn)
+    assert plain.identity == other.identity
 
-    assert [target.upstream for target in order] == [first, "c"]
+
+def test_a_request_may_cause_three_calls_or_one_for_each_target_and_fallback() -> None:
+    two, five = [Target("a", "m")] * 2, [Target("a", "m")] * 5
+
+    assert route(two, places=PLACES).attempts == 3
+    assert route(two, five, places=PLACES).attempts == 7
+    assert route(two, five, places=PLACES, attempts=2).attempts == 2
+
+
+ANY = route([Target("local", "*")], places=PLACES)
+OPENAI = route([Target("openai", "*", 2.0)], [Target("openrouter", "openai/*")], places=PLACES, attempts=9, timeout=5.0)
+MINI = route([Target("local", "small")], places=PLACES)
+WILD = over("openai", "local", "openrouter", **{"*": ANY, "gpt-*": OPENAI, "gpt-*-mini": MINI, "gpt-4o": GPT})
+
+
+@pytest.mark.parametrize(
+    ("name", "upstream", "model"),
+    [
+        ("gpt-4o", "openai", "gpt-4o"),  # as configured, without a *
+        ("gpt-5", "openai", "5"),
+        ("gpt-5-mini", "local", "small"),  # the longer text after the * decides
+        ("llama3", "local", "llama3"),
+        ("gpt-", "local", "gpt-"),  # the * stands for something
+        ("openrouter/meta/llama-3", "openrouter", "meta/llama-3"),  # as good as openrouter/*
+    ],
+)
+def test_a_name_fits_the_pattern_that_says_most_of_it(name: str, upstream: str, model: str) -> None:
+    target = WILD.resolve(name).targets[0]
+
+    assert (target.upstream, target.model) == (upstream, model)
+
+
+def test_what_the_star_stands_for_is_put_into_targets_and_fallbacks() -> None:
+    way = WILD.resolve("gpt-5")
+
+    assert way.targets == (Target("openai", "5", 2.0),)
+    assert way.fallbacks == (Target("openrouter", "openai/5"),)
+    assert (way.attempts, way.timeout) == (9, 5.0)
+
+
+def test_a_pattern_may_take_over_an_upstream_of_that_name() -> None:
+    aliases = over("openai", "local", **{"openai/*": ANY})
+
+    assert aliases.resolve("openai/gpt-4o").targets == (Target("local", "gpt-4o"),)
+
+
+def test_a_name_by_pattern_shares_its_entries_with_the_same_targets_by_another_name() -> None:
+    assert WILD.resolve("llama3").identity == WILD.resolve("local/llama3").identity
+
+
+def test_patterns_are_no_names_of_models() -> None:
+    assert list(WILD.models) == ["gpt-4o"]
+    assert not over("local", **{"gpt-*": ANY}).any_bare_name
+    with pytest.raises(RequestError, match=r"known: gpt-\*, local/MODEL"):
+        over("local", **{"gpt-*": ANY}).resolve("llama3")

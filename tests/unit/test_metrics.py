@@ -23,6 +23,8 @@ PUBLIC = {
     "keepgate_guardrail_seconds": ("histogram", {"detector"}),
     "keepgate_upstream_attempts_total": ("counter", {"upstream", "outcome"}),
     "keepgate_upstream_seconds": ("histogram", {"upstream"}),
+    "keepgate_upstream_open": ("gauge", {"upstream"}),
+    "keepgate_upstream_waiting": ("gauge", {"upstream"}),
     "keepgate_coalesced_total": ("counter", set()),
     "keepgate_inflight": ("gauge", set()),
     "keepgate_degraded": ("gauge", {"component"}),

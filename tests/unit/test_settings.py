@@ -207,6 +207,36 @@ def test_nothing_is_concluded_from_a_section_that_could_not_be_read(problems: Re
             "models: [{name: m, targets: [{upstream: demo, model: x}], fallbacks: [demo]}]",
             "models.0.fallbacks.0: must be upstream/model",
         ),
+        ("models: [{name: 'a*b*', targets: [{upstream: demo, model: x}]}]", "models.0.name: can have one * only"),
+        (
+            "models: [{name: 'a*', targets: [{upstream: demo, model: '**'}]}]",
+            "models.0.targets.0.model: can have one * only",
+        ),
+        (
+            "models: [{name: m, targets: [{upstream: demo, model: x}], fallbacks: ['demo/*']}]",
+            "models.0.fallbacks.0: has a * that the name of the model does not have",
+        ),
+        (
+            "models: [{name: m, targets: [{upstream: demo, model: x}], sticky: conversation, strategy: least-busy}]",
+            "models.0.sticky: cannot be combined with strategy: least-busy",
+        ),
+        (
+            "models: [{name: m, targets: [{upstream: demo, model: x}], attempts: 0}]",
+            "models.0.attempts: must be at least 1",
+        ),
+        (
+            "upstreams: [{name: a, provider: openai, api_key: k, api_keys: [k]}]",
+            "upstreams.0.api_keys: cannot be combined with api_key",
+        ),
+        (
+            "upstreams: [{name: a, provider: openai, auth: passthrough, api_keys: [k]}]",
+            "upstreams.0.api_keys: cannot be combined with auth: passthrough",
+        ),
+        (
+            "upstreams: [{name: a, provider: openai, api_keys: [k, j, k]}]",
+            "upstreams.0.api_keys.2: is the same as one before it",
+        ),
+        ("upstreams: [{name: a, provider: openai, queue: {size: -1}}]", "upstreams.0.queue.size: must be at least 0"),
         ("endpoints: [{name: a}, {name: a}]", "endpoints.1.name: 'a' is taken by endpoints.0"),
         (
             "endpoints: [{name: a, guardrails: [defualt]}]",
