@@ -119,7 +119,7 @@ class _Event(_Place, gc=False):
     """The fields of all events that are read."""
 
     response: _Response | None = None
-    item: msgspec.Raw | None = None
+    item: msgspec.Raw = msgspec.Raw()
     part: _Part | None = None
     content_index: int = 0
     summary_index: int = 0
@@ -360,21 +360,20 @@ class Events:
             # Kept for the first item's chunk: an answer that fails before it has said nothing.
             self._frame |= _frame(event.response or _Response(), self._frame)
         elif kind in ("response.output_item.added", "response.output_item.done"):
-            if event.item is not None:
-                yield from self._item(event, event.item, data)
+            yield from self._item(event, data)
         else:
             for delta in self._step(event):
                 yield self._chunk(delta)
             if self._reading.logprobs:
                 yield self._chunk({})
 
-    def _item(self, event: _Event, raw: msgspec.Raw, data: bytes) -> Iterator[Chunk]:
-        kind, item = _item(raw)
+    def _item(self, event: _Event, data: bytes) -> Iterator[Chunk]:
+        kind, item = _item(event.item)
         key = event.output_index if event.output_index is not None else item.id
         if key is None:
             return
         added = event.type == "response.output_item.added"
-        for delta in self._reading.open(key, kind, item) if added else self._reading.close(key, raw):
+        for delta in self._reading.open(key, kind, item) if added else self._reading.close(key, event.item):
             yield self._chunk(delta)
         if not self._begun:
             yield self._chunk({})
