@@ -129,8 +129,13 @@ def _tool_id(call: Json, message: str, index: int) -> str:
 
 
 def _only_here(call: Json) -> Json:
-    """What this API alone says of a call."""
-    return {name: call[name] for name in ("caller", "toolset_name") if call.get(name) is not None}
+    """What this API alone says of a call. Another has a `caller` too, of its own shape."""
+    fields: Json = {}
+    if _string(_fields(call.get("caller")).get("type")).startswith("code_execution"):
+        fields["caller"] = call["caller"]
+    if isinstance(call.get("toolset_name"), str):
+        fields["toolset_name"] = call["toolset_name"]
+    return fields
 
 
 def _signature(details: Sequence[Json]) -> str:

@@ -203,12 +203,12 @@ def _add_reasoning(body: Json, thinking: object, beyond: _Beyond) -> None:
     kind = wanted.get("type")
     if kind == "enabled":
         body["reasoning_budget"] = _whole_number(wanted.get("budget_tokens"), "thinking.budget_tokens", least=1)
-    elif kind == "disabled":
+    elif kind == "disabled" or kind == "between_tools":
         body["reasoning_budget"] = 0
-    elif kind in ("adaptive", "between_tools"):
-        body["reasoning_budget"] = -1
-        if kind == "between_tools":
+        if kind == "between_tools":  # the least that some models have, where others have none
             beyond.keep("thinking.type", kind)
+    elif kind == "adaptive":
+        body["reasoning_budget"] = -1
     else:
         raise RequestError("thinking.type must be enabled, adaptive, between_tools or disabled", param="thinking.type")
     if wanted.get("display") is not None:

@@ -574,6 +574,29 @@ def test_no_type_of_value_anywhere_is_more_than_a_refusal(path: tuple[Any, ...])
         ({"content": None, "refusal": "no"}, [{"type": "text", "text": "no"}]),
         (
             {
+                "content": None,
+                "tool_calls": [
+                    {
+                        "id": "a",
+                        "function": {"name": "f"},
+                        "caller": {"type": "code_execution_20260120", "tool_id": "s"},
+                    },
+                    {"id": "b", "function": {"name": "f"}, "caller": {"type": "agent"}, "toolset_name": "browser"},
+                ],
+            },
+            [
+                {
+                    "type": "tool_use",
+                    "id": "a",
+                    "name": "f",
+                    "input": {},
+                    "caller": {"type": "code_execution_20260120", "tool_id": "s"},
+                },
+                {"type": "tool_use", "id": "b", "name": "f", "input": {}, "toolset_name": "browser"},
+            ],
+        ),
+        (
+            {
                 "content": "it is so",
                 "provider_content": [
                     {"dialect": "gemini", "block": {"type": "x"}},
