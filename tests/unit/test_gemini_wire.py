@@ -773,6 +773,25 @@ def test_a_stream_is_whole_when_every_candidate_has_finished() -> None:
     assert told == [(False, 0), (True, 0), (False, 0), (True, 1)]
 
 
+def test_a_prompt_blocked_in_the_middle_ends_what_had_begun() -> None:
+    blocked = {"promptFeedback": {"blockReason": "SAFETY", "blockReasonMessage": "No."}}
+
+    whole = assembled(streamed(reply({"text": "a"}, reason=None), blocked))
+
+    choice = whole["choices"][0]
+    assert choice["message"] == {"role": "assistant", "content": "a", "refusal": "No."}
+    assert choice["finish_reason"] == "content_filter"
+
+
+def test_sources_that_come_after_the_finish_are_kept() -> None:
+    late = {"candidates": [{"index": 0, "groundingMetadata": {"q": 1}}]}
+
+    choice = assembled(streamed(reply({"text": "a"}), late))["choices"][0]
+
+    assert choice["provider_fields"] == {"dialect": "gemini", "groundingMetadata": {"q": 1}}
+    assert choice["finish_reason"] == "stop"
+
+
 def test_a_stream_of_nothing_is_not_whole() -> None:
     decoder = WIRE.decoder(call({}))
 
