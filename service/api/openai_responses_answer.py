@@ -338,9 +338,9 @@ class _Answer:
         if cut_off:
             response["incomplete_details"] = {"reason": cut_off}
         response["usage"] = _usage(usage)
-        beside = usage.get("provider_usage") if isinstance(usage, dict) else None
-        if isinstance(beside, dict) and beside.get("dialect") == "responses" and beside.get("tool_usage") is not None:
-            response["tool_usage"] = beside["tool_usage"]
+        tool_usage = _own_usage(_object(usage)).get("tool_usage")
+        if tool_usage is not None:
+            response["tool_usage"] = tool_usage
         return response
 
     # --- items
@@ -681,23 +681,32 @@ def _merge(details: dict[object, dict[str, Any]], key: object, piece: dict[str, 
 
 
 def _usage(usage: Any) -> dict[str, Any]:
-    fields = usage if isinstance(usage, dict) else {}
-    beside = fields.get("provider_usage")
-    own = beside if isinstance(beside, dict) and beside.get("dialect") == "responses" else {}
+    fields = _object(usage)
+    own = _own_usage(fields)
     read, written = _count(fields.get("prompt_tokens")), _count(fields.get("completion_tokens"))
     of_read = _counts(fields.get("prompt_tokens_details"), "cached_tokens", "cache_write_tokens")
     of_written = _counts(fields.get("completion_tokens_details"), "reasoning_tokens")
     return {
         "input_tokens": read,
-        "input_tokens_details": of_read | (own.get("input_tokens_details") or {}),
+        "input_tokens_details": of_read | _object(own.get("input_tokens_details")),
         "output_tokens": written,
-        "output_tokens_details": of_written | (own.get("output_tokens_details") or {}),
+        "output_tokens_details": of_written | _object(own.get("output_tokens_details")),
         "total_tokens": read + written,
     }
 
 
+def _own_usage(usage: dict[str, Any]) -> dict[str, Any]:
+    """What only this dialect counts."""
+    beside = _object(usage.get("provider_usage"))
+    return beside if beside.get("dialect") == "responses" else {}
+
+
 def _counts(details: Any, *names: str) -> dict[str, int]:
-    return {name: _count(details.get(name)) if isinstance(details, dict) else 0 for name in names}
+    return {name: _count(_object(details).get(name)) for name in names}
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _count(value: object) -> int:

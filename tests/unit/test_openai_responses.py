@@ -819,6 +819,17 @@ def test_what_cut_an_answer_off_is_said() -> None:
     assert told_whole(ANSWERS["filtered"])["incomplete_details"] == {"reason": "content_filter"}
 
 
+@pytest.mark.parametrize("odd", WRONG)
+def test_what_only_a_provider_counts_is_told_where_it_is_of_this_dialect(odd: Any) -> None:
+    beside = {"dialect": "responses", "input_tokens_details": odd, "tool_usage": {"web_search": {"num_requests": 1}}}
+    told = told_whole(
+        completion({"content": "Hi"}, usage={"prompt_tokens": 1, "completion_tokens": 2, "provider_usage": beside})
+    )
+
+    assert told["tool_usage"] == {"web_search": {"num_requests": 1}}
+    assert told["usage"]["total_tokens"] == 3
+
+
 def test_tokens_are_counted_by_this_dialects_names() -> None:
     assert told_whole(ANSWERS["counted in detail"])["usage"] == {
         "input_tokens": 20,
