@@ -6,7 +6,6 @@ events that would have announced its items, so that both come to the same.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
 from itertools import pairwise
 from typing import Any, TypeGuard
 
@@ -31,7 +30,6 @@ _CALLS = frozenset(
 _CANONICAL = frozenset({"custom_tool_call", "function_call", "message", "reasoning"})
 _UNFINISHED = frozenset({"cancelled", "in_progress", "queued"})
 _LAID_OUT = ("reasoning_details", "content", "tool_calls", "provider_content")
-_LONGEST_NAME = 64
 _LATEST = 2**53  # what is later, or too many, is no time and no count
 
 
@@ -518,13 +516,9 @@ def _call(index: int, item: _Item, **what: dict[str, str]) -> Delta:
 
 
 def _name(item: _Item) -> str:
-    """As the request called the tool in its canonical form: `namespace__name`, cut to what the chat API allows."""
     if item.name is None:
         raise Unreadable("had a call without a name")
-    name = item.name if item.namespace in (None, "", "functions") else f"{item.namespace}__{item.name}"
-    if len(name) <= _LONGEST_NAME:
-        return name
-    return f"{name[: _LONGEST_NAME - 9]}_{blake2b(name.encode(errors='replace'), digest_size=4).hexdigest()}"
+    return item.name
 
 
 def _item(raw: msgspec.Raw) -> tuple[str, _Item | _AnyItem]:

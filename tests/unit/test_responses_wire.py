@@ -17,10 +17,11 @@ from backends.upstream.base import Call
 from backends.upstream.responses import ResponsesWire
 from backends.upstream.responses_request import _HARMLESS, _REFUSED, _SAME, _TRANSLATED
 from backends.upstream.wire import Unreadable, Wire
-from models.completion import Chunk, Usage
+from models.completion import Chunk, Completion, Usage
 from models.errors import Untranslatable
 from models.request import Dialect
-from service.api.openai_responses_tools import called
+from service.api.dialect import Asked
+from service.api.openai_responses import RESPONSES
 from service.caching.assembly import Assembly
 from tests.support.sdk_shapes import fields, misfit
 
@@ -531,7 +532,7 @@ def test_every_kind_of_item_has_its_place() -> None:
                 "type": "function",
                 "item_id": "fc_1",
                 "namespace": "ns",
-                "function": {"name": "ns__f", "arguments": "{}"},
+                "function": {"name": "f", "arguments": "{}"},
             },
             {
                 "id": "call_2",
@@ -548,15 +549,6 @@ def test_every_kind_of_item_has_its_place() -> None:
             ["reasoning_details", 1],
         ],
     }
-
-
-@pytest.mark.parametrize("namespace", [None, "functions", "mcp__files", "a" * 80])
-def test_a_tool_has_the_name_that_the_request_gave_it(namespace: str | None) -> None:
-    call = {"type": "function_call", "call_id": "c", "name": "read", "arguments": "", "namespace": namespace}
-
-    (answered,) = canonical(response([call]))["choices"][0]["message"]["tool_calls"]
-
-    assert answered["function"]["name"] == called(namespace, "read")
 
 
 @pytest.mark.parametrize(
@@ -775,6 +767,41 @@ def answers(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     ending = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}} if cut_off else {}
     answer = response(output, **ending)
     return answer, Script(answer, draw).events
+
+
+def test_a_client_of_the_same_dialect_gets_the_items_back() -> None:
+    output: list[dict[str, Any]] = [
+        {
+            "type": "reasoning",
+            "id": "rs_1",
+            "summary": [{"type": "summary_text", "text": "One."}, {"type": "summary_text", "text": "Two."}],
+            "encrypted_content": "AAA",
+        },
+        {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search", "query": "q"}},
+        message(text("See."), phase="commentary"),
+        {
+            "type": "function_call",
+            "id": "fc_1",
+            "call_id": "call_1",
+            "name": "f",
+            "arguments": "{}",
+            "namespace": "ns",
+            "status": "completed",
+        },
+        {"type": "custom_tool_call", "id": "ctc_1", "call_id": "call_2", "name": "sql", "input": "select 1"},
+        message(text("End."), item_id="msg_2", phase="final_answer"),
+        {"type": "reasoning", "id": "rs_2", "summary": []},
+    ]
+    asked = RESPONSES.decode(b'{"model": "fast", "input": "Hi"}', Asked("chat"))
+    body = WIRE.whole(msgspec.json.encode(response(output)), call_of({}))
+    encoder = RESPONSES.stream(asked)
+
+    whole = json.loads(RESPONSES.whole(Completion(body, "m", Usage(1, 1)), asked))
+    events = encoder.chunks([chunk.payload for chunk in chunks_of(Script(response(output)).events)])
+    events += encoder.end(Completion(body, "m", Usage(1, 1)))
+
+    assert whole["output"] == output
+    assert json.loads(events.decode().strip().rpartition("data: ")[2])["response"]["output"] == output
 
 
 @settings(max_examples=300, deadline=None)
