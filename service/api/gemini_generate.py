@@ -5,7 +5,7 @@ https://ai.google.dev/api/generate-content
 
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -22,7 +22,7 @@ def asked(path: str, query: str) -> Asked | None:
     """What a path asks to generate; None where it asks for something else.
 
     `{root}models/{model}:{method}`: a model's name may hold slashes and
-    colons, and `path` may be percent-encoded.
+    colons. `path` is percent-decoded already, as ASGI gives it.
     """
     model, method = _model_and_method(path)
     if model is None or method not in _STREAMED:
@@ -67,7 +67,7 @@ def _card(name: str, owner: str) -> dict[str, Any]:
 def _model_and_method(path: str) -> tuple[str | None, str]:
     for root in _ROOTS:
         if path.startswith(root):
-            model, _, method = unquote(path.removeprefix(root)).rpartition(":")
+            model, _, method = path.removeprefix(root).rpartition(":")
             if model.startswith("models/"):
                 return model.removeprefix("models/"), method
             if model.startswith("tunedModels/"):
