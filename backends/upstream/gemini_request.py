@@ -202,6 +202,8 @@ class _Translation:
         if system and not contents:
             # A request must have a turn.
             system, contents = [], [{"role": "user", "parts": system}]
+        if not contents and not self.refused:
+            raise _wrong("messages", "a list of messages that say something")
         sent: dict[str, Any] = {"contents": contents}
         if system:
             sent["systemInstruction"] = {"parts": system}

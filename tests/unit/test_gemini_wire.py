@@ -166,6 +166,14 @@ def test_a_conversation_begins_with_the_user_and_is_never_empty() -> None:
     assert alone == {"contents": [turn("user", {"text": "Tell a joke."})]}
 
 
+@pytest.mark.parametrize("messages", [[], [said()], [{"role": "system", "content": None}]])
+def test_a_conversation_that_says_nothing_is_refused(messages: list[Any]) -> None:
+    with pytest.raises(RequestError) as error:
+        WIRE.request(call({"messages": messages}), stream=False)
+
+    assert error.value.param == "messages"
+
+
 @pytest.mark.parametrize(
     ("part", "sent"),
     [
