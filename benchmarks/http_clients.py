@@ -22,7 +22,7 @@ import msgspec
 import uvloop
 
 from backends.upstream.base import Call
-from backends.upstream.openai import OpenAIUpstream
+from backends.upstream.providers import upstream as provider_upstream
 
 CALLS = 2_000
 AT_ONCE = 32
@@ -45,7 +45,7 @@ async def main(base_url: str) -> None:
     aiohttp: Any = import_module("aiohttp")
     pyreqwest: Any = import_module("pyreqwest.client")
     url = f"{base_url}/chat/completions"
-    upstream = OpenAIUpstream(name="mock", base_url=base_url, api_key="x")
+    upstream = provider_upstream(name="mock", provider="openai-compatible", base_url=base_url, api_keys=["x"])
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=600, sock_connect=5, sock_read=60),

@@ -34,7 +34,7 @@ from service.api.exchange import (
     send_whole,
 )
 from service.api.openai_chat import OPENAI
-from service.api.routes import Listing
+from service.api.passthrough import count_tokens, pass_on
 from service.api.serve import new_request_id, serve
 from service.pipeline.admit import admit, visible
 from service.telemetry.metrics import render
@@ -47,6 +47,7 @@ _EXPOSED = (
 )
 
 
+_APIS = ("/v1/", "/anthropic/", "/openai/", "/genai/")
 # What the management API takes: a key's description is a few hundred bytes.
 _MAX_ADMIN_BODY = 1024**2
 _LOOPBACK_ORIGIN = re.compile(
@@ -83,37 +84,48 @@ class App:
         if path.startswith("/e/"):
             endpoint, _, rest = path[3:].partition("/")
             path = f"/{rest}"
-        state = self._runtime.state
-        asked = routes.inference(path)
-        listing = routes.listing(path, scope["headers"]) if asked is None else None
-        if state.cors_origins and (asked is not None or listing is not None):
-            answered, send = await self._cors(scope, send)
-            if answered:
-                return
-        if asked is not None and scope["method"] == "POST":
-            if not state.settings.keys.require:
-                # Nobody has to show a key, so a page in the operator's own browser could spend what the upstreams'
-                # credentials allow: its requests are told by their Origin.
-                for name, origin in scope["headers"]:
-                    if name == b"origin" and not _may_ask(origin, state.cors_origins):
-                        await _refuse(send, _foreign_page())
-                        return
-            await serve(state.gateway, *asked, endpoint, scope, receive, send)
-        elif asked is not None:
-            await _refuse(send, _not_allowed(path, "POST"), (b"allow", b"POST"), dialect=asked[0])
-        elif listing is not None:
-            await self._models(*listing, endpoint, scope, send)
+        place = routes.place(path, scope["query_string"], scope["headers"])
+        if place is not None:
+            await self._answer_client(place, path, endpoint, scope, receive, send)
         elif (plain := self._plain.get(scope["path"])) is not None:
             if scope["method"] in ("GET", "HEAD"):
                 await plain(scope, receive, send)
             else:
                 await _refuse(send, _not_allowed(path, "GET"), (b"allow", b"GET, HEAD"))
-        elif path.startswith("/v1/") or scope["path"].startswith("/e/"):
-            await _refuse(send, RequestError(f"nothing is served at {path}", code="not_found"))
+        elif path.startswith(_APIS) or scope["path"].startswith("/e/"):
+            problem = RequestError(f"nothing is served at {path}", code="not_found")
+            await _refuse(send, problem, dialect=routes.speaks(path))
         elif path.startswith(ADMIN):
             await self._administered(scope, receive, send)
         else:
             await self._management(scope, receive, send)
+
+    async def _answer_client(
+        self, place: routes.Place, path: str, endpoint: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        state = self._runtime.state
+        if state.cors_origins:
+            answered, send = await self._cors(scope, send)
+            if answered:
+                return
+        if isinstance(place, routes.Models):
+            await self._models(place, endpoint, scope, send)
+            return
+        if not state.settings.keys.require:
+            # Nobody has to show a key, so a page in the operator's own browser could spend what the upstreams'
+            # credentials allow: its requests are told by their Origin.
+            for name, origin in scope["headers"]:
+                if name == b"origin" and not _may_ask(origin, state.cors_origins):
+                    await _refuse(send, _foreign_page(), dialect=routes.speaks(path))
+                    return
+        if isinstance(place, routes.PassedOn):
+            await pass_on(state.gateway, routes.speaks(path), place.path, endpoint, scope, receive, send)
+        elif scope["method"] != "POST":
+            await _refuse(send, _not_allowed(path, "POST"), (b"allow", b"POST"), dialect=routes.speaks(path))
+        elif isinstance(place, routes.Inference):
+            await serve(state.gateway, place.dialect, place.asked, endpoint, scope, receive, send)
+        else:
+            await count_tokens(state.gateway, place.path, endpoint, scope, receive, send)
 
     async def _administered(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Token first, then a bounded body, and only then FastAPI, which reads whatever it is sent."""
@@ -136,8 +148,9 @@ class App:
         typed = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
         await self._management({**scope, "headers": [*typed, _JSON]}, _replayed(body, receive), send)
 
-    async def _models(self, shown: Listing, name: str, endpoint: str, scope: Scope, send: Send) -> None:
+    async def _models(self, place: routes.Models, endpoint: str, scope: Scope, send: Send) -> None:
         state = self._runtime.state
+        shown, name = place
         request_id = new_request_id()
         try:
             if scope["method"] not in ("GET", "HEAD"):

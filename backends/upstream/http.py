@@ -21,7 +21,8 @@ _REQUEST_IDS = frozenset({"x-request-id", "request-id", "anthropic-request-id", 
 _RATE_LIMITS = ("x-ratelimit-", "ratelimit", "anthropic-ratelimit-")
 _DESCRIBING = ("content-type", "content-disposition", "content-length")
 _NOT_A_STREAM = ("text/html", "image/", "audio/", "video/", "multipart/")
-_MAX_EVENT_BYTES = 1_000_000
+# The last event of a Responses stream repeats the whole answer, images in base64 among it.
+_MAX_EVENT_BYTES = 16 * 2**20
 _MAX_ERROR_BYTES = 65_536
 
 

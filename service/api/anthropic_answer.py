@@ -190,7 +190,7 @@ class _Content:
         if "reasoning_content" in said and "reasoning_details" not in said:
             self._think(said["reasoning_content"])
         beside = mirrored(said) if "reasoning_details" in said else []
-        layout = said.get("layout")
+        layout: Any = said.get("layout")
         if not adds_up(layout, said):
             layout = [(field, len(said[field])) for field in LAID_OUT if field in said]
         done = dict.fromkeys(LAID_OUT, 0)
@@ -344,7 +344,7 @@ def _in_pieces(block: Json) -> tuple[Json, list[Json]]:
         arguments = msgspec.json.encode(block["input"]).decode()
         return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": arguments}]
     if block["type"] == "compaction":
-        summary = {name: block[name] for name in ("content", "encrypted_content") if name in block}
+        summary: Json = {name: block[name] for name in ("content", "encrypted_content") if name in block}
         return {**block, **dict.fromkeys(summary)}, [{"type": "compaction_delta", **summary}]
     return block, []
 
@@ -539,7 +539,7 @@ class Stream:
             return
         self._id = _message_id(self._frame.get("id"))
         opening = _opening(self._id, self._frame.get("model") or self._model)
-        nothing_yet = {"content": [], "stop_reason": None, "stop_sequence": None, "stop_details": None}
+        nothing_yet: Json = {"content": [], "stop_reason": None, "stop_sequence": None, "stop_details": None}
         message = {**opening, **nothing_yet, "usage": _usage(self._usage or {})}
         self._send("message_start", message=message)
 

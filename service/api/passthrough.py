@@ -8,13 +8,15 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import msgspec
 
 from backends.upstream.base import Passage
 from models.errors import AccessError, GatewayError, RequestError
 from models.request import Request
-from service.api import anthropic_messages
+from service.api import anthropic_messages, anthropic_request, gemini_generate, gemini_request
+from service.api.anthropic_messages import ANTHROPIC
 from service.api.body import json_object, model_name
 from service.api.dialect import Dialect
 from service.api.errors import error_headers, status_of
@@ -32,6 +34,7 @@ from service.api.exchange import (
     send_start,
     send_whole,
 )
+from service.api.gemini_generate import GEMINI_SSE
 from service.api.serve import new_request_id
 from service.context import Context
 from service.pipeline.admit import admit
@@ -100,31 +103,37 @@ async def pass_on(
             await asking.refuse(dialect, error)
 
 
-async def count_tokens(do: Gateway, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
-    """Anthropic's count of a request's tokens: the upstream's where it speaks that dialect, else an estimate.
+async def count_tokens(do: Gateway, path: str, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
+    """How many tokens a request has: by an upstream that speaks the client's dialect, else estimated here.
 
-    https://docs.anthropic.com/en/api/messages-count-tokens
+    https://platform.claude.com/docs/en/api/messages-count-tokens
+    https://ai.google.dev/api/tokens
     """
+    model = gemini_generate.counted_model(path)
+    dialect = ANTHROPIC if model is None else GEMINI_SSE
     with _recorded(do, endpoint, "count_tokens") as record:
         asking = _Asking(do, record, receive, send)
         try:
             context = asking.authenticate(scope, endpoint)
-            request = anthropic_messages.decode_count(await asking.body(context))
+            raw = await asking.body(context)
+            request = anthropic_request.decode_count(raw) if model is None else gemini_request.decode_count(raw, model)
             record.model = request.model
-            route = admit(request, context, do.aliases)
-            for target in route.targets:
-                if "anthropic" in do.upstreams[target.upstream].dialects:
+            for target in admit(request, context, do.aliases).targets:
+                if dialect.name in do.upstreams[target.upstream].dialects:
                     record.upstream, record.upstream_model = target.upstream, target.model
-                    body = msgspec.json.encode({**(request.native or {}), "model": target.model})
-                    path = "/messages/count_tokens"
-                    await asking.forward(context, target.upstream, "POST", path, body, b"application/json")
+                    if model is None:
+                        body = msgspec.json.encode({**(request.native or {}), "model": target.model})
+                        asked = "/messages/count_tokens"
+                    else:
+                        body, asked = raw, f"/models/{quote(target.model, safe='')}:countTokens"
+                    await asking.forward(context, target.upstream, "POST", asked, body, b"application/json")
                     return
             usage = await estimated(request, "")
             record.status = 200
-            counted = anthropic_messages.counted_tokens(usage.prompt_tokens)
-            await send_whole(send, 200, [_JSON, *_answer_headers(record)], counted)
+            shape = anthropic_messages.counted_tokens if model is None else gemini_generate.token_count
+            await send_whole(send, 200, [_JSON, *_answer_headers(record)], shape(usage.prompt_tokens))
         except GatewayError as error:
-            await asking.refuse(anthropic_messages.ANTHROPIC, error)
+            await asking.refuse(dialect, error)
 
 
 class _Asking:

@@ -207,10 +207,10 @@ def _call_of(calls: dict[int, dict[str, Any]], part: dict[str, Any]) -> dict[str
 
 def _add_call(call: dict[str, Any], part: dict[str, Any], *, under: str = "function") -> None:
     for name, value in part.items():
-        if name == "function" and isinstance(value, dict):
-            function = call.setdefault(under, {})
+        if name in ("function", "custom") and isinstance(value, dict):
+            function = call.setdefault(under if name == "function" else name, {})
             for field, text in value.items():
-                if field == "arguments" and isinstance(text, str):
+                if field in ("arguments", "input") and isinstance(text, str):
                     function[field] = function.get(field, "") + text
                 elif text is not None:
                     function[field] = text

@@ -18,7 +18,9 @@ NEUTRAL = frozenset({"stream", "stream_options", "user", "safety_identifier", "m
 _DROPPED = NEUTRAL | {"model"}
 
 # An answer to these depends on state that lies elsewhere, or is not an answer yet.
-STATEFUL = frozenset({"previous_response_id", "conversation", "background", "container"})
+STATEFUL = frozenset({"previous_response_id", "conversation", "background", "container", "thread"})
+# The same for what a dialect says beyond the canonical form, where these names mean nothing else.
+STATEFUL_BEYOND = STATEFUL | {"prompt", "item_reference"}
 
 # What a field says when it says what would be so without it.
 _DEFAULTS: dict[str, Any] = {

@@ -16,7 +16,7 @@ from models.errors import GatewayError, NotCached, RequestError
 from models.request import Request
 from service.caching.assembly import Assembly
 from service.caching.eligibility import keepable, not_semantic
-from service.caching.identity import STATEFUL, Question, exact_key, question
+from service.caching.identity import STATEFUL, STATEFUL_BEYOND, Question, exact_key, question
 from service.caching.single_flight import Flight, FlightChunk, Flights
 from service.context import Context, Directives, Endpoint, Limits
 from service.pipeline.admit import admit
@@ -315,8 +315,8 @@ def _not_cached(request: Request, asked: Directives) -> str | None:
     """Why no tier is looked up and nothing is kept, or None."""
     if asked.mode == "off":
         return "off"
-    for said in (request.body, request.beyond):
-        if not STATEFUL.isdisjoint(said) and any(said.get(name) for name in STATEFUL):
+    for said, names in ((request.body, STATEFUL), (request.beyond, STATEFUL_BEYOND)):
+        if not names.isdisjoint(said) and any(said.get(name) for name in names):
             return "stateful"
     return None
 
