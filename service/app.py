@@ -43,7 +43,8 @@ from service.wiring import Runtime
 _JSON = (b"content-type", b"application/json")
 _EXPOSED = (
     b"x-keepgate-request-id, x-keepgate-cache, cache-status, age, x-keepgate-similarity, x-keepgate-entry, "
-    b"x-keepgate-tokens-saved, x-keepgate-upstream, x-keepgate-guardrails, x-keepgate-overhead-us, retry-after"
+    b"x-keepgate-tokens-saved, x-keepgate-upstream, x-keepgate-dropped, x-keepgate-guardrails, x-keepgate-overhead-us, "
+    b"retry-after"
 )
 
 

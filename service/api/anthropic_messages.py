@@ -14,7 +14,7 @@ from service.api.anthropic_errors import error_body
 from service.api.anthropic_request import decode
 from service.api.dialect import Dialect
 
-ANTHROPIC: Final = Dialect("anthropic", decode, whole, Stream, error_body)
+ANTHROPIC: Final = Dialect("anthropic", decode, whole, Stream, error_body, usage_first=True)
 
 # The API's own word for a date that is not known.
 _UNKNOWN_DATE: Final = "1970-01-01T00:00:00Z"

@@ -36,7 +36,9 @@ class StreamEncoder(Protocol):
 
 
 class Dialect(msgspec.Struct, frozen=True):
-    """`decode` raises `RequestError` that says which field cannot be used; `whole` is the body of a 200; `error` that
+    """`usage_first`: a stream opens with what was read, so a replay tells the usage before anything else.
+
+    `decode` raises `RequestError` that says which field cannot be used; `whole` is the body of a 200; `error` that
     of any other status, where a provider's own 4xx of the same dialect keeps its body."""
 
     name: DialectName
@@ -44,3 +46,4 @@ class Dialect(msgspec.Struct, frozen=True):
     whole: Callable[[Completion, Request], bytes]
     stream: Callable[[Request], StreamEncoder]
     error: Callable[[GatewayError, str], bytes]
+    usage_first: bool = False

@@ -93,18 +93,19 @@ async def serve(
             await _send_flight(exchange, answer, request, context)
     except GatewayError as error:
         with contextlib.suppress(ClientGone):
-            await _send_error(exchange, error, close=not read)
+            await _send_failure(exchange, error, close=not read)
     except ClientGone:
         record.client_gone = True
     except asyncio.CancelledError:
         # The gateway is stopping, and this request outlived `server.drain`. Nothing comes after it in this task.
         if record.status == 0 or exchange.encoder is not None:
             with contextlib.suppress(ClientGone):
-                await _send_failure(exchange, _stopping())
+                await _send_failure(exchange, _stopping(), close=True)
     except Exception:  # the outermost: what nobody thought of is still answered, and never a silent end
         log.exception("a request failed in a way nobody thought of")
         with contextlib.suppress(ClientGone):
-            await _send_failure(exchange, GatewayError("the gateway failed; its log has the cause"))
+            failure = GatewayError("the gateway failed; its log has the cause")
+            await _send_failure(exchange, failure, close=True)
     finally:
         do.users -= 1
         do.metrics.inflight.add((), -1)
@@ -194,19 +195,15 @@ async def _send_live(
     # An event that only one dialect has says nothing to an OpenAI client; the other encoders tell for themselves.
     events = request.dialect != "openai"
     usage_sent = False
-    try:
-        async for batch in flight.read():
-            wanted = [
-                chunk.payload
-                for chunk in batch
-                if (request.include_usage or not chunk.usage_only) and (events or not chunk.event_only)
-            ]
-            usage_sent = usage_sent or any(chunk.usage_only for chunk in batch)
-            if wanted and (part := encoder.chunks(wanted)):
-                await send_part(exchange.send, part)
-    except GatewayError as error:
-        await _break_off(exchange, encoder, error)
-        return
+    async for batch in flight.read():
+        wanted = [
+            chunk.payload
+            for chunk in batch
+            if (request.include_usage or not chunk.usage_only) and (events or not chunk.event_only)
+        ]
+        usage_sent = usage_sent or any(chunk.usage_only for chunk in batch)
+        if wanted and (part := encoder.chunks(wanted)):
+            await send_part(exchange.send, part)
     completion = (await flight.whole()).completion
     _count_tokens(completion, context, exchange.record)
     last = b""
@@ -224,6 +221,8 @@ async def _send_replay(
     if not isinstance(whole.get("usage"), dict):
         whole["usage"] = assembly.usage_fields(completion.usage)
     chunks = replay.chunks(whole, request.operation, include_usage=request.include_usage)
+    if exchange.dialect.usage_first:
+        encoder.chunks([_usage_chunk(completion, request)])  # before its first event there is nothing to send
     if context.endpoint.replay == "paced":
         async for payload in _paced(chunks, context.endpoint.replay_rate):
             if part := encoder.chunks((payload,)):
@@ -259,10 +258,10 @@ async def _break_off(exchange: Exchange, encoder: StreamEncoder, error: GatewayE
     await send_end(exchange.send)
 
 
-async def _send_failure(exchange: Exchange, error: GatewayError) -> None:
-    """Ours, and whenever it came: an answer of its own, or the end of a stream that has begun."""
+async def _send_failure(exchange: Exchange, error: GatewayError, *, close: bool) -> None:
+    """Whenever it came: an answer of its own, or the end of a stream that has begun."""
     if exchange.encoder is None:
-        await _send_error(exchange, error, close=True)
+        await _send_error(exchange, error, close=close)
     else:
         await _break_off(exchange, exchange.encoder, error)
 

@@ -233,6 +233,8 @@ class Gateway:
         try:
             reply = await call(request, context, flight, route, self._board)
             flight.headers = reply.headers
+            if reply.dropped:
+                self.metrics.fields_dropped.add((context.endpoint.name, request.dialect), len(reply.dropped))
             if isinstance(reply, Reply):
                 completion = await whole(reply.body, request)
                 usage = completion.usage

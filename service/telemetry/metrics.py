@@ -116,6 +116,11 @@ class Metrics:
             ("upstream",),
             merge=add,
         )
+        self.fields_dropped = Counter(
+            "keepgate_fields_dropped_total",
+            "Fields of requests that were not sent on, because nobody knows what they mean in the upstream's dialect.",
+            ("endpoint", "dialect"),
+        )
         self.coalesced = Counter(
             "keepgate_coalesced_total", "Requests answered by an identical request's upstream call."
         )

@@ -25,6 +25,7 @@ PUBLIC = {
     "keepgate_upstream_seconds": ("histogram", {"upstream"}),
     "keepgate_upstream_open": ("gauge", {"upstream"}),
     "keepgate_upstream_waiting": ("gauge", {"upstream"}),
+    "keepgate_fields_dropped_total": ("counter", {"endpoint", "dialect"}),
     "keepgate_coalesced_total": ("counter", set()),
     "keepgate_inflight": ("gauge", set()),
     "keepgate_degraded": ("gauge", {"component"}),
