@@ -77,18 +77,17 @@ def is_object(expected: Any) -> bool:
 
 @functools.cache
 def fields(expected: Any) -> Mapping[str, Field]:
-    """What an object type may and must hold, by its names on the wire."""
-    if not typing_extensions.is_typeddict(expected):
+    """What an object type may and must hold, by its names on the wire; those that say what it is come first."""
+    if typing_extensions.is_typeddict(expected):
+        found = {}
+        for name, annotation in typing_extensions.get_type_hints(expected, include_extras=True).items():
+            wire_name, required, inner = _unwrapped(name, annotation, required=name in expected.__required_keys__)
+            found[wire_name] = Field(inner, required)
+    else:
         expected.model_rebuild()
-        return {
-            field.alias or name: Field(field.annotation, field.is_required())
-            for name, field in expected.model_fields.items()
-        }
-    found = {}
-    for name, annotation in typing_extensions.get_type_hints(expected, include_extras=True).items():
-        wire_name, required, inner = _unwrapped(name, annotation, required=name in expected.__required_keys__)
-        found[wire_name] = Field(inner, required)
-    return found
+        declared = expected.model_fields.items()
+        found = {field.alias or name: Field(field.annotation, field.is_required()) for name, field in declared}
+    return dict(sorted(found.items(), key=lambda named: typing.get_origin(named[1].annotation) is not Literal))
 
 
 def _unwrapped(name: str, annotation: Any, *, required: bool) -> tuple[str, bool, Any]:
@@ -171,7 +170,9 @@ def _plain(value: Any, expected: Any, path: Path) -> Misfit | None:
         return None if isinstance(value, expected) else Misfit("type", path, f"a {expected.__name__}", value)
     if isinstance(expected, type) and issubclass(expected, enum.Enum):
         words = [member.value for member in expected]
-        return None if value in words else Misfit("value", path, " or ".join(map(repr, words)), value)
+        # Google's enums read either case.
+        fits = value in words or (isinstance(value, str) and value.upper() in words)
+        return None if fits else Misfit("value", path, " or ".join(map(repr, words)), value)
     if expected is dt.datetime and isinstance(value, str):
         try:
             dt.datetime.fromisoformat(value)
@@ -180,7 +181,8 @@ def _plain(value: Any, expected: Any, path: Path) -> Misfit | None:
         return None
     if expected is bytes and isinstance(value, str):
         try:
-            base64.b64decode(value, validate=True)
+            # Google takes both alphabets, padded or not.
+            base64.b64decode(value.rstrip("=") + "=" * (-len(value.rstrip("=")) % 4), altchars=b"-_")
         except binascii.Error:
             return Misfit("value", path, "base64", value)
         return None
