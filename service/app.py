@@ -19,7 +19,7 @@ from models.request import Request
 from service.admin.api import PREFIX as ADMIN
 from service.admin.api import is_admin, management
 from service.api import routes
-from service.api.body import model_name
+from service.api.body import is_model_name
 from service.api.dialect import Dialect
 from service.api.errors import error_headers, openai_body, status_of
 from service.api.exchange import (
@@ -160,7 +160,9 @@ class App:
             started = time.perf_counter()
             context = state.gateway.authenticate(headers, endpoint, request_id=request_id, started=started)
             if name:
-                route = admit(Request("chat", model_name(name), {}, b""), context, state.gateway.aliases)
+                if not is_model_name(name):
+                    raise RequestError("no model of that name", code="model_not_found", param="model")
+                route = admit(Request("chat", name, {}, b""), context, state.gateway.aliases)
                 body = shown.card(name, route.targets[0].upstream)
             else:
                 body = shown.cards(visible(await state.catalog.names(), context, state.gateway.aliases))
