@@ -6,6 +6,7 @@ of the SDK for what needs a header.
 
 import base64
 import binascii
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,6 +53,9 @@ _TOOL_RESULT = _BLOCK | {"tool_use_id", "content", "is_error", "toolset_name"}
 _TOOL_USE = _BLOCK | {"id", "name", "input", "caller", "toolset_name"}
 _TOOL = _BLOCK | {"name", "description", "input_schema", "strict", "eager_input_streaming"}
 _TOOL_HARMLESS = frozenset({"defer_loading", "input_examples", "allowed_callers"})
+
+# OpenAI refuses a longer `user`. Claude Code sends some 170 characters of JSON.
+_LONGEST_USER = 64
 
 _REASONING, _SAID, _CALLS, _OTHER = range(4)
 _ORDER = ("thinking", "text", "tool_use", "other")
@@ -110,7 +114,7 @@ def _decoded(raw: bytes, asked: Asked, *, counting: bool) -> Request:
     _add_output(body, native, beyond)
     metadata = _fields(native.get("metadata"), "metadata")
     if metadata.get("user_id") is not None:
-        body["user"] = _text(metadata["user_id"], "metadata.user_id")
+        body["user"] = _user(_text(metadata["user_id"], "metadata.user_id"))
     for name, value in native.items():
         if name in _NEUTRAL or name in _READ or value is None or value in ([], {}) or _USUAL.get(name) == value:
             continue
@@ -136,6 +140,10 @@ def _decoded(raw: bytes, asked: Asked, *, counting: bool) -> Request:
 
 
 # --- fields of the body
+
+
+def _user(user_id: str) -> str:
+    return user_id if len(user_id) <= _LONGEST_USER else hashlib.sha256(user_id.encode()).hexdigest()
 
 
 def _add_sampling(body: Json, native: Json) -> None:

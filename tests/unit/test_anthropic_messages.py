@@ -180,6 +180,11 @@ def test_the_same_question_has_the_same_key_in_both_dialects() -> None:
             },
         ),
         ({"metadata": {"user_id": "u"}, "diagnostics": {"previous_message_id": "msg_1"}}, {"user": "u"}),
+        ({"metadata": {"user_id": "u" * 64}}, {"user": "u" * 64}),
+        (
+            {"metadata": {"user_id": "u" * 65}},  # too long for OpenAI
+            {"user": "f20e249d15fa4b9f44ba21d154f62e1efa76ddfdce5d25139a33a4787cee5a8b"},
+        ),
         (
             {
                 "tools": [
