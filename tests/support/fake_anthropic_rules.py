@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from tests.support.fake_scenario import Prompt, attachment, sign, unsealed
+from tests.support.fake_scenario import Prompt, attachment, flaw, sign, unsealed
 from tests.support.fake_vendor import Json
 from tests.support.sdk_shapes import Misfit, misfit
 
@@ -39,6 +39,9 @@ def checked(raw: bytes, params: Any, *, sampling: bool) -> Json:
         _check_sampling(body)
     _check_limits(body)
     _check_tools(body)
+    wanted = (body.get("output_config") or {}).get("format") or {}
+    if wrong_schema := flaw(wanted.get("schema", {})):
+        raise Broken(f"output_config.format.schema: JSON schema is invalid: {wrong_schema}")
     _check_turns(body["messages"], sampling=sampling)
     _check_thinking(body)
     return body
@@ -124,6 +127,8 @@ def _check_tools(body: Json) -> None:
             raise Broken(f"tools.{place}.custom.name: String should match pattern '^[a-zA-Z0-9_-]{{1,128}}$'")
         if tool["input_schema"].get("type") != "object":
             raise Broken(f"tools.{place}.custom.input_schema.type: Field required")
+        if wrong := flaw(tool["input_schema"]):
+            raise Broken(f"tools.{place}.custom.input_schema: JSON schema is invalid: {wrong}")
     names = [tool.get("name") for tool in tools]
     if len(set(names)) < len(names):
         raise Broken("tools: Tool names must be unique.")

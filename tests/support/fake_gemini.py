@@ -272,6 +272,8 @@ def _stream(chunks: list[Json], *, events: bool) -> Reply:
 
 
 def _embedded(request: Json) -> Json:
+    if request.get("outputDimensionality", 0) < 0:
+        raise rules.Broken("* EmbedContentRequest.output_dimensionality: must be positive.\n")
     text = "\n".join(part.get("text", "") for part in request["content"].get("parts") or ())
     return {"values": embedding(text, request.get("outputDimensionality") or DIMENSIONS)}
 

@@ -7,7 +7,7 @@ import msgspec
 from google.genai import types
 from pydantic import BaseModel
 
-from tests.support.fake_scenario import Prompt, attachment, unsealed
+from tests.support.fake_scenario import Prompt, attachment, flaw, unsealed
 from tests.support.fake_vendor import Json
 from tests.support.sdk_shapes import Misfit, misfit
 
@@ -86,8 +86,8 @@ def decoded(raw: bytes, shape: type[BaseModel]) -> Json:
 
 
 def _camel(value: Any) -> Any:
-    """The same with names in camelCase. The vendor reads snake_case too, and its SDK sends some. Keys of the users'
-    own stay as they are."""
+    """The same with names in camelCase and without nulls. The vendor reads snake_case too, its SDK sends some, and a
+    null is nothing to it. What is the users' own stays as it is."""
     if isinstance(value, list):
         return [_camel(item) for item in value]
     if not isinstance(value, dict):
@@ -95,6 +95,8 @@ def _camel(value: Any) -> Any:
     named: Json = {}
     for name, item in value.items():
         key = re.sub(r"_([a-z0-9])", lambda found: found[1].upper(), name)
+        if item is None:
+            continue
         if key in _NAMED_BY_USERS and isinstance(item, dict):
             named[key] = {own: _camel(inner) for own, inner in item.items()}
         else:
@@ -211,14 +213,21 @@ def _check_generation(config: Json) -> None:
             f"* GenerateContentRequest.generation_config.{_snake(schemas[0])}: only allowed when "
             "response_mime_type is application/json.\n"
         )
+    if wrong := flaw(config.get("responseJsonSchema", {})):
+        raise Broken(f"* GenerateContentRequest.generation_config.response_json_schema: {wrong}.\n")
     thinking = config.get("thinkingConfig") or {}
     if thinking.get("thinkingBudget") is not None and thinking.get("thinkingLevel") is not None:
         raise Broken("You can only set only one of thinking budget and thinking level.")
 
 
 def _check_tools(body: Json) -> None:
-    declared = [function.get("name") for tool in body.get("tools") or () for function in
-                tool.get("functionDeclarations") or ()]  # fmt: skip
+    functions = [function for tool in body.get("tools") or () for function in tool.get("functionDeclarations") or ()]
+    for function in functions:
+        if wrong := flaw(function.get("parametersJsonSchema", {})):
+            raise Broken(
+                f"* GenerateContentRequest.tools[0].function_declarations[0].parameters_json_schema: {wrong}.\n"
+            )
+    declared = [function.get("name") for function in functions]
     for name in declared:
         if not name or not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_.:-]{0,127}", name):
             raise Broken("* GenerateContentRequest.tools[0].function_declarations[0].name: Invalid function name.\n")

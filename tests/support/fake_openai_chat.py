@@ -27,12 +27,26 @@ BROKEN_OFF = {"error": {"message": "The server had an error.", "type": "server_e
 
 def reply(raw: bytes) -> Reply:
     body = rules.decoded(raw)
-    rules.check(body, CompletionCreateParams)
+    rules.check(_without_annotations(body), CompletionCreateParams)
     rules.check_chat(body)
     exchange = _Exchange(body)
     if body.get("stream") is not True:
         return whole(exchange.completion())
     return Reply([*exchange.chunks(), b"data: [DONE]\n\n"], media_type=SSE, error_event=event(BROKEN_OFF))
+
+
+def _without_annotations(body: Json) -> Json:
+    """The types of the SDK do not know them in a request; the API takes its own message back as it is."""
+    given = body.get("messages")
+    if not isinstance(given, list):
+        return body
+    messages = [
+        {name: value for name, value in message.items() if name != "annotations"}
+        if isinstance(message, dict) and message.get("role") == "assistant"
+        else message
+        for message in given
+    ]
+    return {**body, "messages": messages}
 
 
 class _Exchange:

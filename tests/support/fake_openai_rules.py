@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from tests.support.fake_scenario import attachment
+from tests.support.fake_scenario import attachment, flaw
 from tests.support.fake_vendor import Json
 from tests.support.sdk_shapes import Misfit, misfit
 
@@ -21,6 +21,7 @@ _RANGES = {
     "max_tokens": (1, 10**9),
     "max_completion_tokens": (1, 10**9),
     "max_output_tokens": (16, 10**9),
+    "dimensions": (1, 4096),
 }
 _NEEDS_COMPLETION_LIMIT = re.compile(r"o\d|gpt-[5-9]")
 
@@ -119,15 +120,21 @@ def check_tools(functions: list[Json], choice: Any) -> None:
         if wanted not in names:
             raise Broken(f"Tool choice '{wanted}' not found in 'tools' parameter.", param="tool_choice")
     for place, function in enumerate(functions):
-        if function.get("strict"):
-            _check_strict(f"function '{names[place]}'", function.get("parameters") or {}, f"tools[{place}]")
+        _check_schema(f"function '{names[place]}'", function, "parameters", f"tools[{place}]")
 
 
 def check_schema(param: str, wanted: Json) -> None:
     if not _NAME.fullmatch(wanted["name"]):
         raise Broken(f"Invalid '{param}.json_schema.name': string does not match pattern.", param=f"{param}.name")
-    if wanted.get("strict"):
-        _check_strict(f"{param} '{wanted['name']}'", wanted.get("schema") or {}, param)
+    _check_schema(f"{param} '{wanted['name']}'", wanted, "schema", param)
+
+
+def _check_schema(owner: str, holder: Json, field: str, param: str) -> None:
+    schema = holder.get(field) or {}
+    if wrong := flaw(schema):
+        raise Broken(f"Invalid schema for {owner}: {wrong}.", param=param, code="invalid_json_schema")
+    if holder.get("strict"):
+        _check_strict(owner, schema, param)
 
 
 def _check_strict(owner: str, schema: Any, param: str) -> None:

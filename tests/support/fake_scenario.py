@@ -138,6 +138,35 @@ def unsealed(opaque: str) -> str | None:
     return text if sealed(text) == opaque else None
 
 
+def flaw(schema: Any) -> str | None:
+    """What is wrong with a JSON schema, as far as the fakes look; each vendor refuses it in its own words."""
+    if isinstance(schema, bool):
+        return None
+    if not isinstance(schema, dict):
+        return "a schema must be an object"
+    kinds = schema.get("type", "string")
+    if not (isinstance(kinds, str) or (isinstance(kinds, list) and kinds and all(isinstance(k, str) for k in kinds))):
+        return "'type' must be a string or an array of strings"
+    if not isinstance(schema.get("$ref", ""), str):
+        return "'$ref' must be a string"
+    required = schema.get("required", [])
+    if not (isinstance(required, list) and all(isinstance(name, str) for name in required)):
+        return "'required' must be an array of strings"
+    if not (isinstance(schema.get("enum", [0]), list) and schema.get("enum", [0])):
+        return "'enum' must be an array with values"
+    inner: list[Any] = []
+    for name in ("properties", "$defs", "definitions"):
+        if not isinstance(schema.get(name, {}), dict):
+            return f"'{name}' must be an object"
+        inner += schema.get(name, {}).values()
+    for name in ("anyOf", "oneOf", "allOf"):
+        if not isinstance(schema.get(name, []), list):
+            return f"'{name}' must be an array"
+        inner += schema.get(name, [])
+    inner += [schema[name] for name in ("items", "additionalProperties") if name in schema]
+    return next((wrong for wrong in map(flaw, inner) if wrong), None)
+
+
 def instance(schema: Any, text: str) -> Any:
     """A value that the JSON schema allows; its strings are `text` where nothing narrower is said."""
     return _instance(schema, text, schema if isinstance(schema, dict) else {}, depth=0)
@@ -149,7 +178,7 @@ def _instance(schema: Any, text: str, root: Json, *, depth: int) -> Any:
     if "$ref" in schema:
         target: Any = root
         for step in schema["$ref"].removeprefix("#").strip("/").split("/") if schema["$ref"] != "#" else ():
-            target = target[step]
+            target = target.get(step) if isinstance(target, dict) else None
         return _instance(target, text, root, depth=depth + 1)
     if "const" in schema:
         return schema["const"]

@@ -10,6 +10,7 @@ import binascii
 import datetime as dt
 import enum
 import functools
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,7 +63,8 @@ def misfit(value: Any, expected: Any, path: Path = ()) -> Misfit | None:
         if not isinstance(value, dict):
             return Misfit("type", path, "an object", value)
         return _first(misfit(item, arguments[1], (*path, key)) for key, item in value.items())
-    if origin is not None:  # Iterable, Sequence and the SDKs' own kinds of list
+    if origin is not None and not issubclass(origin, (typing.IO, os.PathLike)):
+        # Iterable, Sequence and the SDKs' own kinds of list
         if not isinstance(value, list):
             return Misfit("type", path, "an array", value)
         return _first(misfit(item, arguments[0], (*path, i)) for i, item in enumerate(value))
