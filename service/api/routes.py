@@ -15,7 +15,7 @@ from service.api.openai_responses import RESPONSES
 
 _OPENAI: dict[str, Operation] = {"chat/completions": "chat", "completions": "completion", "embeddings": "embedding"}
 # Azure's SDKs name the deployment in the path; the newer ones have OpenAI's own paths under a prefix.
-_DEPLOYMENT = re.compile(r"/openai/deployments/(.+)/(chat/completions|completions|embeddings)")
+_DEPLOYMENT = re.compile(r"/openai/deployments/(.+?)/(chat/completions|completions|embeddings)")
 _PREFIXES = ("/anthropic/v1/", "/openai/v1/")
 # What is passed on: the contract's list, and what is kept under an answer's id at the provider.
 _PASSED_ON = re.compile(
