@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import Gateway, Json, Mock, mock_provider, running_gateway, settings
+from tests.support.vendors import Vendors, running_vendors
 
 _numbers = itertools.count()
 
@@ -61,3 +62,16 @@ def gateway(shared_gateway: Gateway, mock: Mock) -> Gateway:  # noqa: ARG001 - a
 def model() -> str:
     """A name no other test asks for."""
     return f"model-{next(_numbers)}"
+
+
+@pytest.fixture(scope="session")
+def shared_vendors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vendors]:
+    with running_vendors(tmp_path_factory.mktemp("vendors")) as vendors:
+        yield vendors
+
+
+@pytest.fixture
+def vendors(shared_vendors: Vendors) -> Vendors:
+    """A fake of each vendor, which nobody has called, and a gateway in front of all of them."""
+    shared_vendors.reset()
+    return shared_vendors
