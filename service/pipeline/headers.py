@@ -11,7 +11,8 @@ from models.errors import RequestError
 
 _MEANING = frozenset({b"openai-beta", b"openai-organization", b"openai-project"})
 _NEUTRAL = frozenset({b"idempotency-key", b"traceparent"})
-_USUAL_ANTHROPIC_VERSION = (b"anthropic-version", b"2023-06-01")
+# What the SDKs send unasked. They differ in what they refuse, not in what they answer.
+_USUAL_ANTHROPIC_VERSIONS = frozenset({b"2023-06-01", b"2026-10-21"})
 _PARTITIONING = frozenset({b"x-keepgate-namespace", b"x-keepgate-context"})
 _LONGEST_VALUE = 4096
 
@@ -37,9 +38,13 @@ def meaning(headers: Mapping[bytes, bytes]) -> tuple[str, ...]:
         for name, value in headers.items()
         if name in _MEANING
         or name in _PARTITIONING
-        or (name.startswith(b"anthropic-") and (name, value) != _USUAL_ANTHROPIC_VERSION)
+        or (name.startswith(b"anthropic-") and not _is_usual(name, value))
     ]
     return tuple(sorted(found)) if found else ()
+
+
+def _is_usual(name: bytes, value: bytes) -> bool:
+    return name == b"anthropic-version" and value in _USUAL_ANTHROPIC_VERSIONS
 
 
 def _partition(header: bytes, value: bytes) -> str:

@@ -34,6 +34,7 @@ def test_the_client_is_named_in_a_header_of_its_own() -> None:
 
 def test_the_usual_anthropic_version_is_no_meaning() -> None:
     assert meaning({b"anthropic-version": b"2023-06-01"}) == ()
+    assert meaning({b"anthropic-version": b"2026-10-21"}) == ()
     assert meaning({b"anthropic-version": b"2030-01-01"}) != ()
 
 
