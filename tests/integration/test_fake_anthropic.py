@@ -116,6 +116,7 @@ def _assembled(stream: str) -> Json:
         ("hi #tool", {"tools": [WEATHER, TIME]}, ["tool_use"], "tool_use"),
         ("hi #tools", {"tools": [WEATHER, TIME]}, ["tool_use", "tool_use"], "tool_use"),
         ("hi #empty", {"tools": [WEATHER]}, ["tool_use"], "tool_use"),
+        ('#call time {"zone": "CET"}', {"tools": [WEATHER, TIME]}, ["tool_use"], "tool_use"),
         ("hi #tool #say", {"tools": [WEATHER]}, ["text", "tool_use"], "tool_use"),
         ("hi", {"tools": [WEATHER, TIME], "tool_choice": {"type": "tool", "name": "time"}}, ["tool_use"], "tool_use"),
         ("hi #tool", {"tools": [WEATHER], "tool_choice": {"type": "none"}}, ["text"], "end_turn"),

@@ -110,6 +110,7 @@ def _flat(candidate: Json) -> Json:
         ("hello #tool", TOOLS, "STOP"),
         ("hello #tools #say", TOOLS | THOUGHTS, "STOP"),
         ("hello #empty", TOOLS, "STOP"),
+        ('#call weather {"city": "Oslo"}', TOOLS, "STOP"),
         ("hello #search", {"tools": [{"googleSearch": {}}]}, "STOP"),
         ("hello #cite", {}, "STOP"),
         ("one two three four", {"generationConfig": {"maxOutputTokens": 3}}, "MAX_TOKENS"),

@@ -23,7 +23,7 @@ from tests.support.fake_scenario import (
     Said,
     answer,
     digest,
-    instance,
+    filled,
     pieces,
     sealed,
     sign,
@@ -84,7 +84,8 @@ class Anthropic:
             return whole({"data": data, "has_more": False, "first_id": MODELS[0], "last_id": MODELS[-1]})
         if asked.method == "GET" and asked.path.startswith("/v1/models/"):
             return whole(_model(_known(asked.path.removeprefix("/v1/models/"))))
-        beta = asked.query.get("beta") == "true"
+        # The SDKs say it twice; for the API the header is enough.
+        beta = asked.query.get("beta") == "true" or "anthropic-beta" in asked.headers
         if asked.method == "POST" and asked.path == "/v1/messages":
             params: Any = beta_create_params.MessageCreateParams if beta else message_create_params.MessageCreateParams
             body = rules.checked(asked.body, params, sampling=version == OLD)
@@ -172,6 +173,8 @@ class _Exchange:
         kind = choice.get("type", "auto")
         if kind == "tool":
             called = [tool for tool in tools if tool["name"] == choice["name"]]
+        elif (told := self._prompt.call) is not None and kind != "none":
+            called = [tool for tool in tools if tool["name"] == told[0]]
         elif self._prompt.asks("tools") and kind != "none":
             called = tools if len(tools) > 1 else tools * 2
         elif self._prompt.asks("tool") or self._prompt.asks("empty") or kind == "any":
@@ -181,12 +184,11 @@ class _Exchange:
         if choice.get("disable_parallel_tool_use"):
             called = called[:1]
         for place, tool in enumerate(called):
-            empty = self._prompt.asks("empty")
             yield {
                 "type": "tool_use",
                 "id": f"toolu_{digest(self._id, str(place))}",
                 "name": tool["name"],
-                "input": {} if empty else instance(tool["input_schema"], self._prompt.text),
+                "input": filled(tool["input_schema"], self._prompt),
                 "caller": {"type": "direct"},
             }
 

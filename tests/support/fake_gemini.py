@@ -19,7 +19,7 @@ from tests.support.fake_scenario import (
     THOUGHT,
     answer,
     digest,
-    instance,
+    filled,
     pieces,
     sealed,
     tokens,
@@ -176,6 +176,8 @@ class _Exchange:
         mode = str(calling.get("mode", "AUTO")).upper()
         if mode == "NONE":
             called = []
+        elif (told := self._prompt.call) is not None:
+            called = [function for function in candidates if function["name"] == told[0]]
         elif self._prompt.asks("tools"):
             called = candidates if len(candidates) > 1 else candidates * 2
         elif self._prompt.asks("tool") or self._prompt.asks("empty") or (mode == "ANY" and not self._prompt.results):
@@ -185,8 +187,7 @@ class _Exchange:
         parts: list[Json] = []
         for place, function in enumerate(called):
             schema = function.get("parametersJsonSchema") or function.get("parameters") or {"type": "object"}
-            given = {} if self._prompt.asks("empty") else instance(schema, self._prompt.text)
-            call: Json = {"name": function["name"], "args": given}
+            call: Json = {"name": function["name"], "args": filled(schema, self._prompt)}
             if rules.signs(self._model):
                 call["id"] = digest(self._id, str(place))[:8]
             # Of calls made at once, the first alone is signed.

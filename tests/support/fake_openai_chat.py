@@ -15,7 +15,7 @@ from tests.support.fake_scenario import (
     Prompt,
     answer,
     digest,
-    instance,
+    filled,
     pieces,
     tokens,
 )
@@ -177,6 +177,8 @@ def called(functions: Sequence[Json], body: Json, prompt: Prompt) -> Sequence[Js
     if isinstance(choice, dict) and choice.get("type") == "function":
         wanted = choice.get("name") or choice["function"]["name"]
         found: Sequence[Json] = [function for function in functions if function["name"] == wanted]
+    elif prompt.call is not None:
+        found = [function for function in functions if function["name"] == prompt.call[0]]
     elif prompt.asks("tools"):
         found = functions if len(functions) > 1 else [*functions, *functions]
     elif prompt.asks("tool") or prompt.asks("empty") or choice == "required":
@@ -187,9 +189,7 @@ def called(functions: Sequence[Json], body: Json, prompt: Prompt) -> Sequence[Js
 
 
 def arguments(function: Json, prompt: Prompt) -> str:
-    if prompt.asks("empty"):
-        return "{}"
-    return msgspec.json.encode(instance(function.get("parameters") or {"type": "object"}, prompt.text)).decode()
+    return msgspec.json.encode(filled(function.get("parameters") or {"type": "object"}, prompt)).decode()
 
 
 def logprobs(text: str, top: int) -> list[Json]:

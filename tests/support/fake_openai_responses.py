@@ -68,7 +68,8 @@ def _items(given: Any) -> list[Json]:
 
 
 def _filled(item: Any) -> Any:
-    """The item with what the API does without although the types of the SDK want it."""
+    """The item with what the API does without although the types of the SDK want it, and without what it takes
+    although they do not know it."""
     if not isinstance(item, dict):
         return item
     if item.get("type") == "reasoning":
@@ -80,7 +81,7 @@ def _filled(item: Any) -> Any:
             for part in content
         ]
         return {"id": "msg_0", "status": "completed", "type": "message", **item, "content": filled}
-    item = dict(item)
+    item = {name: value for name, value in item.items() if name != "id" or "role" not in item}
     for field in ("content", "output"):
         if isinstance(parts := item.get(field), list):
             item[field] = [

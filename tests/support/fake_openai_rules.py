@@ -23,6 +23,7 @@ _RANGES = {
     "max_output_tokens": (16, 10**9),
     "dimensions": (1, 4096),
 }
+_LENGTHS = {"user": 64, "safety_identifier": 128}
 _NEEDS_COMPLETION_LIMIT = re.compile(r"o\d|gpt-[5-9]")
 
 
@@ -47,7 +48,7 @@ def decoded(raw: bytes) -> Json:
 
 
 def check(body: Json, params: Any) -> None:
-    """Holds it to the type, and numbers to their ranges."""
+    """Holds it to the type, numbers to their ranges, and names of users to their length."""
     if "model" in body and isinstance(body["model"], str) and body["model"].startswith("unknown"):
         name = body["model"]
         raise Broken(
@@ -66,6 +67,15 @@ def check(body: Json, params: Any) -> None:
                 f"Invalid '{name}': {kind} {side} value. Expected a value {bound}, but got {value} instead.",
                 param=name,
                 code=f"{kind}_{side.replace(' ', '_').replace('minimum', 'min').replace('maximum', 'max')}_value",
+            )
+    for name, longest in _LENGTHS.items():
+        length = len(body.get(name) or "")
+        if length > longest:
+            raise Broken(
+                f"Invalid '{name}': string too long. Expected a string with maximum length {longest}, but got a "
+                f"string with length {length} instead.",
+                param=name,
+                code="string_above_max_length",
             )
 
 

@@ -11,6 +11,7 @@ logprobs, several choices, a forced tool.
     #tool      one call of the first tool; its arguments are an instance of its schema
     #tools     a call of every tool, of a single one twice
     #empty     the call has no arguments
+    #call NAME {…}   one call of the tool of that name, with these arguments (JSON on one line)
     #say       text before the call
     #redacted  redacted thinking after the thinking (Anthropic)
     #cite      citations, annotations, grounding on the answer
@@ -41,6 +42,7 @@ REFUSAL = "I cannot help with that."
 SAID_BEFORE_A_CALL = "Let me look."
 PAGE = {"url": "https://example.com/page", "title": "A page"}
 _MARK = re.compile(r"#[a-z]+")
+_CALL = re.compile(r"#call (\S+) (\{.*\})")
 _SECRET = b"what the vendor alone knows"
 
 
@@ -58,6 +60,17 @@ class Prompt(NamedTuple):
     def asks(self, mark: str) -> bool:
         """Whether a mark that acts once is in the text; after tool results it has acted."""
         return not self.results and f"#{mark}" in self.marks
+
+    @property
+    def call(self) -> tuple[str, Json] | None:
+        """The name and the arguments that `#call` tells."""
+        told = None if self.results else _CALL.search(self.text)
+        if told is None:
+            return None
+        try:
+            return told[1], msgspec.json.decode(told[2], type=dict[str, Any])
+        except msgspec.MsgspecError:
+            return None
 
 
 class Said(NamedTuple):
@@ -165,6 +178,13 @@ def flaw(schema: Any) -> str | None:
         inner += schema.get(name, [])
     inner += [schema[name] for name in ("items", "additionalProperties") if name in schema]
     return next((wrong for wrong in map(flaw, inner) if wrong), None)
+
+
+def filled(schema: Any, prompt: Prompt) -> Any:
+    """The arguments of a call to a tool with that schema."""
+    if prompt.call is not None:
+        return prompt.call[1]
+    return {} if prompt.asks("empty") else instance(schema, prompt.text)
 
 
 def instance(schema: Any, text: str) -> Any:
