@@ -12,7 +12,10 @@ from typing import Any
 
 from models.errors import ConfigError
 
-_PROVIDERS = resources.files("backends.upstream").joinpath("providers.toml").read_text(encoding="utf-8")
+# Upstreams that are data. What its tables hold is said there and checked where an upstream is made of one.
+PROVIDERS: dict[str, dict[str, Any]] = tomllib.loads(
+    resources.files("backends.upstream").joinpath("providers.toml").read_text(encoding="utf-8")
+)
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "exact": {
@@ -30,7 +33,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "upstream": {
         "demo": "backends.upstream.demo:DemoUpstream",
-        **dict.fromkeys(tomllib.loads(_PROVIDERS), "backends.upstream.providers:upstream"),
+        **dict.fromkeys(PROVIDERS, "backends.upstream.providers:upstream"),
     },
     "keyring": {
         "memory": "backends.keyring.memory:MemoryKeyring",

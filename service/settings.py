@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from backends import registry
 from models.errors import ConfigError
+from models.request import Dialect
 
 _MAX_FILE = 1024 * 1024
 _MAX_DEPTH = 32
@@ -268,13 +269,14 @@ class BreakerSettings(_Section):
 
 
 class UpstreamSettings(_Section):
-    """Either one key or several; `max_concurrency` is of each worker."""
+    """Either one key or several; `dialects` None are the provider's; `max_concurrency` is of each worker."""
 
     name: Name
     provider: Text
     base_url: Url | None = None
     api_key: Secret | None = None
     api_keys: Annotated[tuple[Secret, ...], Field(min_length=1, max_length=100)] | None = None
+    dialects: Annotated[tuple[Dialect, ...], BeforeValidator(_one_or_more), Field(min_length=1)] | None = None
     auth: Literal["key", "passthrough"] = "key"
     connect_timeout: Period = 5.0
     read_timeout: Period = 300.0
@@ -425,7 +427,7 @@ _LATER = {
     "exact": {"redis"},
     "vector": {"redis", "qdrant"},
     "embedding": {"sentence-transformers"},
-    "upstream": {"anthropic", "gemini", "bedrock"},
+    "upstream": {"bedrock"},
 }
 
 
@@ -469,7 +471,8 @@ def _contradictions(
         yield from _unusable_places(settings)
     for path, seam, name in _implementations(settings):
         if name not in _LATER[seam] and not _is_registered(seam, name):
-            yield path, f"must be one of: {', '.join(sorted(registry.names(seam)))}"
+            known = sorted(registry.names(seam))
+            yield path, f"must be one of: {', '.join(known)}{_suggested(name, known)}"
     if embedder.kind == "onnx" and embedder.path is None and embedder.model not in _PACKAGED_MODELS:
         packaged = ", ".join(_PACKAGED_MODELS)
         yield (
@@ -507,8 +510,9 @@ def _contradictions(
 def _upstream_contradictions(
     path: str, upstream: UpstreamSettings, doubtful: frozenset[str]
 ) -> Iterator[tuple[str, str]]:
-    if upstream.provider == "openai-compatible" and upstream.base_url is None and path not in doubtful:
-        yield f"{path}.base_url", "is required with provider openai-compatible"
+    known = registry.PROVIDERS.get(upstream.provider)
+    if known is not None and "base_url" not in known and upstream.base_url is None and path not in doubtful:
+        yield f"{path}.base_url", f"is required with provider {upstream.provider}"
     for key in ("api_key", "api_keys"):
         if upstream.auth == "passthrough" and getattr(upstream, key) is not None:
             yield f"{path}.{key}", "cannot be combined with auth: passthrough, which forwards the caller's credential"
@@ -638,7 +642,10 @@ def _doubts(settings: Settings) -> Iterator[tuple[str, str]]:
         if settings.cache.vector.store == "flat":
             yield "cache.vector.store", "each worker has an index of its own; faiss is shared"
     for at, upstream in enumerate(settings.upstreams):
-        if upstream.provider == "openai" and not upstream.keys and upstream.auth == "key":
+        known = registry.PROVIDERS.get(upstream.provider, {"keyless": True})
+        # At another address than the provider's own, something else may let it in.
+        keyless = known.get("keyless", False) or ("base_url" in known and upstream.base_url is not None)
+        if not keyless and not upstream.keys and upstream.auth == "key":
             yield f"upstreams.{at}.api_key", "requests will go out without a credential"
     for at, model in enumerate(settings.models):
         if len(model.targets) == 1 and model.strategy != "weighted":
@@ -700,8 +707,12 @@ def _repeated(values: Sequence[str]) -> Iterator[int]:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
+    return _suggested(name, known) or f"; known: {', '.join(known)}"
+
+
+def _suggested(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class _Reading:

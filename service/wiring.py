@@ -316,6 +316,7 @@ def _upstream(settings: UpstreamSettings) -> Upstream:
         options |= {
             "provider": settings.provider,
             "base_url": settings.base_url,
+            "dialects": settings.dialects or (),
             "api_keys": settings.keys,
             "auth": settings.auth,
             "connect_timeout": settings.connect_timeout,
@@ -345,7 +346,8 @@ def _standing(settings: UpstreamSettings, keys: int) -> Standing:
 
 def _place(settings: UpstreamSettings) -> str:
     """Stands for where an upstream's name leads, in identities: 64 bits, since headers may hold secrets."""
-    place = msgspec.json.encode([settings.provider, settings.base_url, sorted(settings.headers.items())])
+    headers = sorted(settings.headers.items())
+    place = msgspec.json.encode([settings.provider, settings.base_url, settings.dialects, headers])
     return blake2b(place, digest_size=8).hexdigest()
 
 

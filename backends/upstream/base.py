@@ -37,14 +37,15 @@ class Call(msgspec.Struct, frozen=True, gc=False):
 
 
 class Passage(msgspec.Struct, frozen=True, gc=False):
-    """A request that is passed on as it is: `path` comes after the base URL and holds the query, `headers` have the
-    content type and passed the header policy."""
+    """A request that is passed on as it is: `path` comes after where the API of that `dialect` begins and holds the
+    query, `headers` have the content type and passed the header policy."""
 
     method: str
     path: str
     headers: tuple[tuple[str, str], ...]
     body: bytes | None
     authorization: str | None = None
+    dialect: Dialect = "openai"
     key: int = 0
 
 

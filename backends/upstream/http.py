@@ -2,14 +2,14 @@
 
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from backends.upstream.base import Call, ChunkStream, Passage, Reply
 from backends.upstream.sse import EventReader, EventTooLong
 from backends.upstream.transport import Answer, Transport
-from backends.upstream.wire import ChunkDecoder, Unreadable, Wire
+from backends.upstream.wire import ChunkDecoder, Sent, Unreadable, Wire
 from models.completion import Chunk
 from models.errors import Untranslatable, UpstreamError
 from models.request import Dialect, Operation
@@ -30,8 +30,10 @@ class HttpUpstream:
     """Sends what the client sent, and takes care that it is all that was sent.
 
     Of `wires`, best first, the one of the client's own dialect is used, else
-    the first that serves the operation. `api_keys` are its credentials, sent
-    as `auth_style` says; with `auth: passthrough` the caller's own is sent
+    the first that serves the operation and has words for all of the request.
+    `prefixes` come between the base URL and the paths of a dialect;
+    `models_path` lists the models. `api_keys` are its credentials, sent as
+    `auth_style` says; with `auth: passthrough` the caller's own is sent
     instead, and a 401 or 403 is then the caller's to mend, and passed on like
     any other 4xx. `headers` are added to every request, under those the client
     sent that carry meaning. An answer of more than `max_answer_bytes` ends as
@@ -48,6 +50,8 @@ class HttpUpstream:
         provider: str,
         base_url: str,
         wires: Sequence[Wire],
+        prefixes: Mapping[Dialect, str] | None = None,
+        models_path: str = "/models",
         api_keys: Sequence[str] = (),
         auth: Literal["key", "passthrough"] = "key",
         auth_style: AuthStyle = "bearer",
@@ -65,7 +69,17 @@ class HttpUpstream:
         self.dialects: frozenset[Dialect] = frozenset(wire.dialect for wire in wires)
         self.capabilities: frozenset[Operation] = frozenset().union(*(wire.operations for wire in wires))
         self.keys = max(1, len(api_keys))
-        self._wires = tuple(wires)
+        # By operation and the client's dialect: what may be asked, in this order.
+        self._ways: dict[tuple[Operation, Dialect], list[Wire]] = {
+            (operation, dialect): sorted(
+                [wire for wire in wires if operation in wire.operations], key=lambda wire: wire.dialect != dialect
+            )
+            for operation in self.capabilities
+            for dialect in get_args(Dialect)
+        }
+        self._first: Dialect = wires[0].dialect
+        self._prefixes = prefixes or {}
+        self._models_path = models_path
         self._passthrough = auth == "passthrough"
         # Anthropic takes keys and tokens of subscriptions as bearers, and only keys as `x-api-key`: of a caller's
         # credential nobody knows which it is.
@@ -89,13 +103,11 @@ class HttpUpstream:
         )
 
     async def complete(self, call: Call) -> Reply:
-        wire = self._wire(call)
-        answer, dropped = await self._send(call, wire, stream=False)
+        answer, wire, dropped = await self._send(call, stream=False)
         return Reply(await self._whole(answer, wire, call), _returned(answer.headers), dropped)
 
     async def stream(self, call: Call) -> ChunkStream:
-        wire = self._wire(call)
-        answer, dropped = await self._send(call, wire, stream=True)
+        answer, wire, dropped = await self._send(call, stream=True)
         headers = _returned(answer.headers)
         if answer.media_type == "application/json":
             whole = await self._whole(answer, wire, call)
@@ -115,9 +127,11 @@ class HttpUpstream:
             headers |= _credential(self._passed_style, passage.authorization)
         if passage.body is None:
             headers.pop("content-type", None)
-        answer = await self._transport.send(passage.method, passage.path, headers, passage.body)
+        dialect = passage.dialect if passage.dialect in self.dialects else self._first
+        path = self._prefixes.get(dialect, "") + passage.path
+        answer = await self._transport.send(passage.method, path, headers, passage.body)
         if not 200 <= answer.status < 300:
-            raise await self._refusal(answer, "anthropic" if "anthropic" in self.dialects else "openai")
+            raise await self._refusal(answer, dialect)
         return _Pieces(answer, self.name, self._max)
 
     async def models(self) -> Sequence[str]:
@@ -127,22 +141,31 @@ class HttpUpstream:
         credential could be used: the upstream is asked without, and most refuse
         that with a 401, which is raised.
         """
-        answer = await self._transport.send("GET", "/models", {**self._defaults, **self._whole_headers[0]}, None)
+        headers = {**self._defaults, **self._whole_headers[0]}
+        answer = await self._transport.send("GET", self._models_path, headers, None)
         if not 200 <= answer.status < 300:
-            raise await self._refusal(answer, "openai")
+            raise await self._refusal(answer, self._first)
         body = await answer.read(self._max)
         try:
-            listed = msgspec.json.decode(body, type=_ModelList)
+            listed = msgspec.json.decode(body, type=_ModelList | list[_Model])
         except (msgspec.MsgspecError, UnicodeDecodeError):
             raise UpstreamError(f"the upstream {self.name!r} answered with something that is no model list") from None
-        return [model.id or model.name.removeprefix("models/") for model in listed.data or listed.models]
+        models = listed if isinstance(listed, list) else listed.data or listed.models
+        return [model.id or model.name.removeprefix("models/") for model in models]
 
     async def close(self) -> None:
         await self._transport.close()
 
-    def _wire(self, call: Call) -> Wire:
-        able = [wire for wire in self._wires if call.operation in wire.operations]
-        return next((wire for wire in able if wire.dialect == call.dialect), able[0])
+    def _request(self, call: Call, *, stream: bool) -> tuple[Wire, Sent]:
+        refusals = []
+        for wire in self._ways[call.operation, call.dialect]:
+            try:
+                return wire, wire.request(call, stream=stream)
+            except RecursionError:
+                raise Untranslatable(["a value nested too deeply"], dialect=wire.dialect) from None
+            except Untranslatable as error:
+                refusals.append(error)
+        raise refusals[0]
 
     async def _whole(self, answer: Answer, wire: Wire, call: Call) -> bytes:
         body = await answer.read(self._max)
@@ -152,19 +175,17 @@ class HttpUpstream:
             # No cause: it may quote the body.
             raise UpstreamError(f"the upstream {self.name!r} {error}", answered=answer.status) from None
 
-    async def _send(self, call: Call, wire: Wire, *, stream: bool) -> tuple[Answer, tuple[str, ...]]:
-        try:
-            sent = wire.request(call, stream=stream)
-        except RecursionError:
-            raise Untranslatable(["a value nested too deeply"], dialect=wire.dialect) from None
+    async def _send(self, call: Call, *, stream: bool) -> tuple[Answer, Wire, tuple[str, ...]]:
+        wire, sent = self._request(call, stream=stream)
         own = (self._stream_headers if stream else self._whole_headers)[call.key % self.keys]
         headers = {**self._defaults, **dict(call.headers), **own} if call.headers or self._defaults else own
         if self._passthrough and call.authorization is not None:
             headers = {**headers, **_credential(self._passed_style, call.authorization)}
-        answer = await self._transport.send("POST", sent.path, headers, sent.body)
+        path = self._prefixes.get(wire.dialect, "") + sent.path
+        answer = await self._transport.send("POST", path, headers, sent.body)
         if not 200 <= answer.status < 300:
             raise await self._refusal(answer, wire.dialect)
-        return answer, sent.dropped
+        return answer, wire, sent.dropped
 
     async def _refusal(self, answer: Answer, dialect: Dialect) -> UpstreamError:
         """An answer that is not 2xx, as the error that callers see. Only a 4xx keeps the provider's words."""
@@ -322,7 +343,7 @@ class _Model(msgspec.Struct):
 
 
 class _ModelList(msgspec.Struct):
-    """`data` everywhere but at Gemini."""
+    """`data` nearly everywhere, `models` at Gemini; Together has the list alone."""
 
     data: list[_Model] = []
     models: list[_Model] = []

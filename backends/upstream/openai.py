@@ -4,6 +4,7 @@ https://platform.openai.com/docs/api-reference
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
@@ -22,9 +23,15 @@ _EFFORTS: Final = ((0, "none"), (1024, "minimal"), (4096, "low"), (16384, "mediu
 
 
 class OpenAIWire:
-    """`renamed` are fields a provider knows under another name, and `accepted` those it takes beyond the OpenAI API
-    (`top_k`, `reasoning_content`); both matter only to what came in another dialect. `stream_usage`: it is asked for
-    usage on streams."""
+    """What a client of this dialect wrote is changed only where the provider would refuse it, or not hear it.
+
+    `renamed` are fields a provider knows under another name, `roles` those of
+    messages that it calls otherwise. `accepted` are fields it takes beyond the
+    OpenAI API (`top_k`, and `reasoning_content` in messages); they matter only
+    to what came in another dialect, and so do names of a message's fields in
+    `renamed`. `call_id_length`: ids of tool calls have exactly so many letters
+    and digits. `stream_usage`: it is asked for usage on streams.
+    """
 
     dialect: Dialect = "openai"
     operations: frozenset[Operation] = frozenset(_PATHS)
@@ -34,19 +41,23 @@ class OpenAIWire:
         *,
         stream_usage: bool = True,
         renamed: Mapping[str, str] | None = None,
+        roles: Mapping[str, str] | None = None,
         accepted: Sequence[str] = (),
+        call_id_length: int | None = None,
         operations: frozenset[Operation] = frozenset(_PATHS),
     ) -> None:
         self.operations = operations
         self._stream_usage = stream_usage
         self._renamed = renamed or {}
+        self._roles = roles or {}
         self._accepted = frozenset(accepted)
+        self._call_id_length = call_id_length
 
     def request(self, call: Call, *, stream: bool) -> Sent:
         path = _PATHS[call.operation]
         if call.dialect == self.dialect:
             changes = self._stream_changes(call) if stream else _whole_changes(call)
-            return Sent(path, _changed(call, changes))
+            return Sent(path, _changed(call, changes | self._corrections(call.body)))
         body = self._translated(call)
         if stream:
             body["stream"] = True
@@ -63,11 +74,12 @@ class OpenAIWire:
             raise Unreadable(f"answered with something that is no {call.operation} reply") from None
         if whole.error is not None:
             raise Unreadable("answered with an error that it called a success")
+        if call.dialect != self.dialect and call.operation == "chat":
+            return _with_plain_content(body)
         return body
 
     def decoder(self, call: Call) -> "_Decoder":
-        del call
-        return _Decoder()
+        return _Decoder(as_it_comes=call.dialect == self.dialect or call.operation != "chat")
 
     def _stream_changes(self, call: Call) -> dict[str, Any]:
         changes: dict[str, Any] = {}
@@ -85,6 +97,49 @@ class OpenAIWire:
             if options.get("include_usage") is not True:
                 changes["stream_options"] = {**options, "include_usage": True}
         return changes
+
+    def _corrections(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What of a client's own body the provider would refuse or not hear, by field, as it calls it."""
+        changes: dict[str, Any] = {}
+        for name, other in self._renamed.items():
+            if name in body:
+                changes[name] = None
+                if body[name] is not None:
+                    changes[other] = body[name]
+        messages = body.get("messages")
+        if (self._roles or self._call_id_length) and isinstance(messages, list):
+            corrected = [self._corrected(message) for message in messages]
+            if any(new is not old for new, old in zip(corrected, messages, strict=True)):
+                changes["messages"] = corrected
+        return changes
+
+    def _corrected(self, message: Any) -> Any:
+        """The message itself where nothing in it needs to change, or where it is none: the provider says what it is."""
+        if not isinstance(message, dict):
+            return message
+        changes: dict[str, Any] = {}
+        role = message.get("role")
+        if isinstance(role, str) and role in self._roles:
+            changes["role"] = self._roles[role]
+        if self._call_id_length:
+            calls = message.get("tool_calls")
+            if not self._fits(message.get("tool_call_id")):
+                changes["tool_call_id"] = self._short(message["tool_call_id"])
+            if isinstance(calls, list) and not all(self._fits(_id_of(call)) for call in calls):
+                changes["tool_calls"] = [
+                    call if self._fits(_id_of(call)) else {**call, "id": self._short(call["id"])} for call in calls
+                ]
+        return {**message, **changes} if changes else message
+
+    def _fits(self, call_id: Any) -> bool:
+        """Also of what is no id."""
+        return not isinstance(call_id, str) or (
+            len(call_id) == self._call_id_length and call_id.isascii() and call_id.isalnum()
+        )
+
+    def _short(self, call_id: str) -> str:
+        """The same for the call and its result, and nothing the model or the client ever compares."""
+        return blake2b(call_id.encode("utf-8", "surrogatepass")).hexdigest()[: self._call_id_length]
 
     def _translated(self, call: Call) -> dict[str, Any]:
         """The canonical body without what is not of the OpenAI API. Raises `Untranslatable`."""
@@ -114,7 +169,7 @@ class OpenAIWire:
         if message.get("provider_content") and not any(name.startswith(path) for name in refused):
             refused.append(f"{path} (content of another dialect)")
         foreign = _FOREIGN | ({"is_error"} if message["role"] == "tool" else {"reasoning_content"} - self._accepted)
-        kept = {name: value for name, value in message.items() if name not in foreign}
+        kept = {self._renamed.get(name, name): value for name, value in message.items() if name not in foreign}
         content = kept.get("content")
         if isinstance(content, list):
             for part in content:
@@ -123,14 +178,16 @@ class OpenAIWire:
                     refused.append(f"{path}.content (a document by its address)")
                 if message["role"] == "tool" and part.get("type") != "text":
                     refused.append(f"{path}.content (a tool result that is not text)")
-        return kept
+        corrected: dict[str, Any] = self._corrected(kept)
+        return corrected
 
 
 class _Decoder:
-    """Chunks come as they are; what is read of them is where the stream stands."""
+    """Chunks come as they are, or with their content as text; what else is read of them is where the stream stands."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, as_it_comes: bool) -> None:
         self.finished = False
+        self._as_it_comes = as_it_comes
         self._open: set[int] = set()  # choices seen and not finished
         self._ended: set[int] = set()
 
@@ -153,6 +210,8 @@ class _Decoder:
                     self._open.discard(index)
                 elif index not in self._ended:
                     self._open.add(index)
+            if not self._as_it_comes and _plain(chunk, "delta"):
+                data = msgspec.json.encode(chunk)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, AttributeError, TypeError):
             # No cause: it may quote the chunk.
             raise Unreadable("had a chunk that is not the JSON it should be") from None
@@ -166,6 +225,33 @@ def _finishes(choices: Any) -> Iterator[tuple[int, str | None]]:
         if type(index) is not int or not isinstance(reason, str | None):
             raise TypeError
         yield index, reason
+
+
+def _with_plain_content(body: bytes) -> bytes:
+    try:
+        whole = msgspec.json.decode(body)
+        return msgspec.json.encode(whole) if _plain(whole, "message") else body
+    except (msgspec.MsgspecError, RecursionError, AttributeError, TypeError):
+        # No cause: it may quote the body.
+        raise Unreadable("answered with something that is no chat reply") from None
+
+
+def _plain(answer: dict[str, Any], said: str) -> bool:
+    """Makes a content in parts, as Mistral's models that reason write it, text and `reasoning_content`; whether there
+    was one. TypeError or AttributeError for what is no answer."""
+    found = False
+    for choice in answer.get("choices") or ():
+        message = choice.get(said)
+        if isinstance(message, dict) and isinstance(parts := message.get("content"), list):
+            message["content"] = "".join(_texts(parts))
+            if thought := "".join(text for part in parts for text in _texts(part.get("thinking") or ())):
+                message["reasoning_content"] = thought
+            found = True
+    return found
+
+
+def _texts(parts: Any) -> Iterator[str]:
+    return (part["text"] for part in parts if part.get("type") == "text" and isinstance(part.get("text"), str))
 
 
 class _WholeChat(msgspec.Struct, gc=False):
@@ -183,6 +269,10 @@ _WHOLE: dict[Operation, msgspec.json.Decoder[_WholeChat] | msgspec.json.Decoder[
     "completion": msgspec.json.Decoder(_WholeChat),
     "embedding": msgspec.json.Decoder(_WholeEmbedding),
 }
+
+
+def _id_of(call: Any) -> Any:
+    return call.get("id") if isinstance(call, dict) else None
 
 
 def _whole_changes(call: Call) -> dict[str, Any]:

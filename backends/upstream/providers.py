@@ -1,13 +1,13 @@
 """The providers of providers.toml, each as an upstream."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import import_module, resources
+from importlib import import_module
 from typing import Any
 
 import msgspec
 
+from backends.registry import PROVIDERS
 from backends.upstream.http import AuthStyle, HttpUpstream
 from backends.upstream.wire import Wire
 from models.errors import ConfigError
@@ -20,6 +20,8 @@ _WIRES: dict[Dialect, tuple[str, str]] = {
     "anthropic": ("backends.upstream.anthropic", "AnthropicWire"),
     "gemini": ("backends.upstream.gemini", "GeminiWire"),
 }
+# What whoever speaks a dialect needs to be told, where the client does not say it.
+_DEFAULTS: dict[Dialect, dict[str, str]] = {"anthropic": {"anthropic-version": "2023-06-01"}}
 
 
 class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,17 +29,21 @@ class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     dialects: tuple[Dialect, ...]
     base_url: str | None = None
+    prefixes: dict[Dialect, str] = {}
     auth: AuthStyle = "bearer"
-    headers: dict[str, str] = {}
+    keyless: bool = False
+    models: str = "/models"
     serves: frozenset[Operation] = frozenset({"chat", "completion", "embedding"})
     renamed: dict[str, str] = {}
+    roles: dict[str, str] = {}
     accepted: tuple[str, ...] = ()
+    call_id_length: int | None = None
+    stream_usage: bool = True
 
 
 @cache
 def providers() -> Mapping[str, Provider]:
-    text = resources.files("backends.upstream").joinpath("providers.toml").read_text(encoding="utf-8")
-    return msgspec.convert(tomllib.loads(text), dict[str, Provider])
+    return msgspec.convert(PROVIDERS, dict[str, Provider])
 
 
 def upstream(
@@ -50,17 +56,25 @@ def upstream(
     **options: Any,
 ) -> HttpUpstream:
     """`base_url` and `dialects` replace those of the provider. `options` are `HttpUpstream`'s."""
-    known = providers()[provider]
+    known = providers().get(provider)
+    if known is None:
+        raise ConfigError(f"upstreams.{name}.provider: must be one of: {', '.join(sorted(PROVIDERS))}")
     base_url = base_url or known.base_url
     if base_url is None:
-        raise ConfigError(f"upstreams.{name}.base_url: is needed, for example http://127.0.0.1:11434/v1")
+        raise ConfigError(f"upstreams.{name}.base_url: is required with provider {provider}")
+    spoken = tuple(dict.fromkeys(dialects)) or known.dialects
+    defaults: dict[str, str] = {}
+    for dialect in spoken:
+        defaults |= _DEFAULTS.get(dialect, {})
     return HttpUpstream(
         name=name,
         provider=provider,
         base_url=base_url,
-        wires=[_wire(dialect, known, stream_usage=stream_usage) for dialect in dialects or known.dialects],
+        wires=[_wire(dialect, known, stream_usage=stream_usage) for dialect in spoken],
+        prefixes=known.prefixes,
+        models_path=known.models,
         auth_style=known.auth,
-        defaults=known.headers,
+        defaults=defaults,
         **options,
     )
 
@@ -71,9 +85,11 @@ def _wire(dialect: Dialect, known: Provider, *, stream_usage: bool) -> Wire:
     options: dict[str, Any] = {}
     if dialect == "openai":
         options = {
-            "stream_usage": stream_usage,
+            "stream_usage": stream_usage and known.stream_usage,
             "renamed": known.renamed,
+            "roles": known.roles,
             "accepted": known.accepted,
+            "call_id_length": known.call_id_length,
             "operations": known.serves,
         }
     wire: Wire = kind(**options)

@@ -30,8 +30,13 @@ class Sent(NamedTuple):
 class ChunkDecoder(Protocol):
     """Reads one streamed answer."""
 
-    finished: bool  # the dialect's own end mark came: nothing after it is read
-    complete: bool  # a stream that ends here, without an end mark, is whole
+    @property
+    def finished(self) -> bool:
+        """The dialect's own end mark came: nothing after it is read."""
+
+    @property
+    def complete(self) -> bool:
+        """A stream that ends here, without an end mark, is whole."""
 
     def feed(self, data: bytes) -> Sequence[Chunk]:
         """What the `data` of one server-sent event comes to: no, one or several chunks. Raises `Unreadable`."""

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from backends.upstream.base import Passage
-from models.errors import AccessError, GatewayError, RequestError
+from models.errors import AccessError, GatewayError, RequestError, UpstreamError
 from models.request import Request
 from service.api import anthropic_messages, anthropic_request, gemini_generate, gemini_request
 from service.api.anthropic_messages import ANTHROPIC
@@ -45,6 +45,7 @@ from service.telemetry.recorder import Record, observe
 
 _JSON = (b"content-type", b"application/json")
 _UPSTREAM = b"x-keepgate-upstream"
+_NOT_SERVED = frozenset({404, 405, 501})
 _METHODS = frozenset({"GET", "POST", "DELETE"})
 # What may stand in a path: nothing that climbs out of the API's own folder or ends the request line.
 _PATH = re.compile(r"(?:/[A-Za-z0-9_~:@!$&'()*+,;=%-][A-Za-z0-9._~:@!$&'()*+,;=%-]*)+/?")
@@ -98,13 +99,13 @@ async def pass_on(
             media_type = context.headers.get(b"content-type", b"application/json")
             upstream, body = _led(do, context, body, media_type, record)
             whole_path = f"{path}?{query}" if query else path
-            await asking.forward(context, upstream, method, whole_path, body or None, media_type)
+            await asking.forward(context, upstream, dialect, method, whole_path, body or None, media_type)
         except GatewayError as error:
             await asking.refuse(dialect, error)
 
 
 async def count_tokens(do: Gateway, path: str, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
-    """How many tokens a request has: by an upstream that speaks the client's dialect, else estimated here.
+    """How many tokens a request has: by an upstream that speaks the client's dialect and counts, else estimated here.
 
     https://platform.claude.com/docs/en/api/messages-count-tokens
     https://ai.google.dev/api/tokens
@@ -126,8 +127,17 @@ async def count_tokens(do: Gateway, path: str, endpoint: str, scope: Scope, rece
                         asked = "/messages/count_tokens"
                     else:
                         body, asked = raw, f"/models/{quote(target.model, safe='')}:countTokens"
-                    await asking.forward(context, target.upstream, "POST", asked, body, b"application/json")
-                    return
+                    try:
+                        await asking.forward(
+                            context, target.upstream, dialect, "POST", asked, body, b"application/json"
+                        )
+                    except UpstreamError as error:
+                        # Not all who answer messages count their tokens.
+                        if error.answered not in _NOT_SERVED:
+                            raise
+                    else:
+                        return
+            record.upstream = record.upstream_model = ""
             usage = await estimated(request, "")
             record.status = 200
             shape = anthropic_messages.counted_tokens if model is None else gemini_generate.token_count
@@ -161,7 +171,14 @@ class _Asking:
         return body
 
     async def forward(
-        self, context: Context, upstream: str, method: str, path: str, body: bytes | None, media_type: bytes
+        self,
+        context: Context,
+        upstream: str,
+        dialect: Dialect,
+        method: str,
+        path: str,
+        body: bytes | None,
+        media_type: bytes,
     ) -> None:
         do, record = self._do, self._record
         credential = context.caller.credential
@@ -171,7 +188,8 @@ class _Asking:
             asked_at = time.perf_counter()
             outcome = "cancelled"
             try:
-                passed = await do.upstreams[upstream].forward(Passage(method, path, fields, body, authorization))
+                passage = Passage(method, path, fields, body, authorization, dialect.name)
+                passed = await do.upstreams[upstream].forward(passage)
                 outcome = "ok"
             except GatewayError as error:
                 outcome = error.code

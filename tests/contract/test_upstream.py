@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,35 @@ import msgspec
 import pytest
 import trustme
 
-from backends.upstream.base import Call, ChunkStream, Reply, Upstream
+from backends.upstream.base import Call, ChunkStream, Passage, Reply, Upstream
 from backends.upstream.demo import DemoUpstream
 from backends.upstream.http import HttpUpstream
+from backends.upstream.providers import providers
 from backends.upstream.providers import upstream as provider_upstream
 from backends.upstream.transport import Transport
-from models.errors import ConfigError, UpstreamError
-from models.request import Operation
+from models.errors import ConfigError, Untranslatable, UpstreamError
+from models.request import Dialect, Operation
 from service.bench.mock_upstream import answer
+from tests.support.fake_anthropic import Anthropic
+from tests.support.fake_gemini import Gemini
+from tests.support.fake_openai import OpenAI
+from tests.support.fake_provider import KEY as FAKE_KEY
+from tests.support.fake_provider import Fake
+from tests.support.fake_provider import running as served
+from tests.support.fake_vendor import Vendor
 from tests.support.servers import Server, free_port, mock_upstream, running
 
-SUITE = {"upstream": {"demo", "openai", "openai-compatible"}}
+# An upstream in each dialect that providers speak, and what its API is called where it is served by a fake. A provider
+# is a few lines of data over these: tests/unit/test_providers.py has them all.
+DIALECTS: dict[Dialect, Vendor | None] = {
+    "openai": None,
+    "responses": OpenAI(),
+    "anthropic": Anthropic(),
+    "gemini": Gemini(),
+}
+SUITE = {
+    "upstream": {"demo", *(name for name, provider in providers().items() if set(provider.dialects) <= set(DIALECTS))}
+}
 
 KEY = "sk-secret-of-the-operator"
 QUESTION = "Where is the Zürich lighthouse?"
@@ -84,15 +102,32 @@ def mock(mock_process: Mock) -> Mock:
     return mock_process
 
 
-@pytest.fixture(params=sorted(SUITE["upstream"]))
-async def upstream(request: pytest.FixtureRequest, mock: Mock) -> AsyncIterator[Upstream]:
-    made: Upstream = (
-        DemoUpstream(name="it")
-        if request.param == "demo"
-        else openai_upstream(name="it", provider=request.param, base_url=mock.base_url, api_key=KEY)
-    )
+@pytest.fixture(scope="module")
+def fakes() -> Iterator[dict[Dialect, Fake]]:
+    with ExitStack() as stack:
+        yield {dialect: stack.enter_context(served(vendor)) for dialect, vendor in DIALECTS.items() if vendor}
+
+
+@pytest.fixture(params=["demo", *DIALECTS])
+async def upstream(request: pytest.FixtureRequest, mock: Mock, fakes: dict[Dialect, Fake]) -> AsyncIterator[Upstream]:
+    dialect = request.param
+    made: Upstream
+    if dialect == "demo":
+        made = DemoUpstream(name="it")
+    elif dialect == "openai":
+        made = openai_upstream(name="it", base_url=mock.base_url, api_key=KEY)
+    else:
+        provider = "openai" if dialect == "responses" else dialect
+        made = openai_upstream(
+            name="it", provider=provider, dialects=[dialect], base_url=fakes[dialect].base_url, api_key=FAKE_KEY
+        )
     yield made
     await made.close()
+
+
+def needs(upstream: Upstream, operation: Operation) -> None:
+    if operation not in upstream.capabilities:
+        pytest.skip(f"its dialect has no {operation}")
 
 
 @pytest.fixture
@@ -175,6 +210,7 @@ async def test_a_stream_ends_with_its_usage_though_the_client_did_not_ask(upstre
 
 
 async def test_a_text_completion_is_answered_whole_and_streamed(upstream: Upstream) -> None:
+    needs(upstream, "completion")
     call = call_of({"prompt": QUESTION}, "completion")
 
     whole = msgspec.json.decode((await upstream.complete(call)).body)
@@ -185,6 +221,7 @@ async def test_a_text_completion_is_answered_whole_and_streamed(upstream: Upstre
 
 
 async def test_embeddings_have_one_unit_vector_a_text(upstream: Upstream) -> None:
+    needs(upstream, "embedding")
     call = call_of({"input": ["one", "two", "one"], "dimensions": 8}, "embedding")
 
     rows = msgspec.json.decode((await upstream.complete(call)).body)["data"]
@@ -196,6 +233,7 @@ async def test_embeddings_have_one_unit_vector_a_text(upstream: Upstream) -> Non
 
 
 async def test_embeddings_in_base64_are_the_same_numbers(upstream: Upstream) -> None:
+    needs(upstream, "embedding")
     body = {"input": "one", "dimensions": 4}
     numbers = msgspec.json.decode((await upstream.complete(call_of(body, "embedding"))).body)
     packed = msgspec.json.decode(
@@ -1034,3 +1072,125 @@ asyncio.run(main())
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=20, check=False)  # noqa: S603
 
     assert ended.returncode == 0
+
+
+# Several dialects
+
+
+def answered(body: Any, *, status: int = 200) -> bytes:
+    encoded = msgspec.json.encode(body)
+    head = f"HTTP/1.1 {status} It is\r\ncontent-type: application/json\r\ncontent-length: {len(encoded)}\r\n\r\n"
+    return head.encode() + encoded
+
+
+def asked_for(server: Scripted) -> list[str]:
+    return [request.split(b" HTTP/", 1)[0].decode() for request in server.requests]
+
+
+MESSAGE = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "m",
+    "content": [{"type": "text", "text": "Hi"}],
+    "stop_reason": "end_turn",
+    "stop_sequence": None,
+    "usage": {"input_tokens": 1, "output_tokens": 1},
+}
+
+
+def message_call(**fields: Any) -> Call:
+    native = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
+    body = {"model": "m", "max_completion_tokens": 5, "messages": [{"role": "user", "content": "Hi"}], **fields}
+    return Call("chat", "m", body, msgspec.json.encode(native), dialect="anthropic", native=native)
+
+
+async def test_a_dialect_may_be_spoken_under_a_path_of_its_own() -> None:
+    server = Scripted(answered(MESSAGE))
+
+    async with serving(server, provider="deepseek") as there:
+        await there.complete(message_call())
+        await (await there.forward(Passage("POST", "/messages/count_tokens", (), b"{}", dialect="anthropic"))).close()
+        await (await there.forward(Passage("GET", "/files", (), None))).close()
+        await there.models()
+
+    assert asked_for(server) == [
+        "POST /v1/anthropic/v1/messages",
+        "POST /v1/anthropic/v1/messages/count_tokens",
+        "GET /v1/files",
+        "GET /v1/models",
+    ]
+
+
+async def test_who_speaks_messages_is_told_their_version_unless_the_client_says_another() -> None:
+    server = Scripted(answered(MESSAGE))
+    newer = msgspec.structs.replace(message_call(), headers=(("anthropic-version", "2026-10-21"),))
+
+    async with serving(server, dialects=["openai", "anthropic"]) as there:
+        await there.complete(message_call())
+        await there.complete(newer)
+
+    assert [re.findall(rb"anthropic-version: (\S+)", request) for request in server.requests] == [
+        [b"2023-06-01"],
+        [b"2026-10-21"],
+    ]
+
+
+async def test_what_the_best_dialect_has_no_words_for_is_said_in_the_next() -> None:
+    server = Scripted(ANSWERED)
+    document = {"type": "file", "file": {"file_url": "https://example.com/a.pdf", "filename": "a.pdf"}}
+    call = message_call(messages=[{"role": "user", "content": [document, {"type": "text", "text": "What is it?"}]}])
+
+    async with serving(server, provider="openai") as there:
+        with pytest.raises(UpstreamError):  # it is not answered as Responses are
+            await there.complete(call)
+
+    assert asked_for(server) == ["POST /v1/responses"]
+
+
+async def test_what_no_dialect_has_words_for_is_refused_as_the_best_one_would() -> None:
+    server = Scripted(ANSWERED)
+
+    async with serving(server, provider="openai") as there:
+        with pytest.raises(Untranslatable, match=r"\(openai\): top_k"):
+            await there.complete(message_call(top_k=5))
+
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("provider", "listed", "asked"),
+    [
+        ("anthropic", {"data": [{"type": "model", "id": "a"}, {"type": "model", "id": "b"}]}, "/models?limit=1000"),
+        ("gemini", {"models": [{"name": "models/a"}, {"name": "models/b"}]}, "/models?pageSize=1000"),
+        ("together", [{"id": "a", "object": "model"}, {"id": "b", "object": "model"}], "/models"),
+        ("openai", {"object": "list", "data": [{"id": "a"}, {"id": "b"}]}, "/models"),
+        ("llama-cpp", {"models": [{"name": "x", "model": "x"}], "data": [{"id": "a"}, {"id": "b"}]}, "/models"),
+    ],
+)
+async def test_models_are_listed_as_the_provider_lists_them(provider: str, listed: Any, asked: str) -> None:
+    server = Scripted(answered(listed))
+
+    async with serving(server, provider=provider) as there:
+        assert await there.models() == ["a", "b"]
+
+    assert asked_for(server) == [f"GET /v1{asked}"]
+
+
+@pytest.mark.parametrize("listed", ["a", 7, None, {"data": {}}, {"models": [7]}, [7], [["a"]]])
+async def test_a_model_list_that_is_none_is_an_error(listed: Any) -> None:
+    async with serving(Scripted(answered(listed))) as there:
+        with pytest.raises(UpstreamError, match="no model list"):
+            await there.models()
+
+
+@pytest.mark.parametrize(
+    ("provider", "dialect", "whose"),
+    [("anthropic", "openai", "anthropic"), ("deepseek", "anthropic", "anthropic"), ("deepseek", "openai", "openai")],
+)
+async def test_a_refused_passage_says_whose_words_it_has(provider: str, dialect: Dialect, whose: Dialect) -> None:
+    async with serving(Scripted(answered({"error": {}}, status=404)), provider=provider) as there:
+        with pytest.raises(UpstreamError) as refused:
+            await there.forward(Passage("GET", "/files", (), None, dialect=dialect))
+
+    assert (refused.value.dialect, refused.value.answered) == (whose, 404)

@@ -25,6 +25,12 @@ NOT_A_NAME = (
     "the first a letter or a digit: it is part of URLs"
 )
 
+PROVIDERS = (
+    "anthropic, azure-openai, cerebras, deepseek, demo, fireworks, gemini, groq, huggingface, llama-cpp, lm-studio, "
+    "mistral, nebius, nvidia-nim, ollama, openai, openai-compatible, openrouter, perplexity, sambanova, sglang, "
+    "together, vllm, xai"
+)
+
 Loading = Callable[..., Settings]
 Refusing = Callable[..., list[str]]
 
@@ -146,7 +152,7 @@ def test_every_problem_is_reported_at_once(problems: Refusing) -> None:
 
 def test_an_item_that_cannot_be_read_hides_nothing_about_the_others(problems: Refusing) -> None:
     found = problems(
-        "upstreams: [{name: a, provider: anthropic}, {name: 'a b'}, {name: a, provider: openai-compatible}]\n"
+        "upstreams: [{name: a, provider: bedrock}, {name: 'a b'}, {name: a, provider: openai-compatible}]\n"
         "models: [5, {name: m, targets: [{upstream: a, model: x}]}, {name: m, targets: [{upstream: a, model: x}]}]\n"
     )
 
@@ -157,7 +163,7 @@ def test_an_item_that_cannot_be_read_hides_nothing_about_the_others(problems: Re
         "upstreams.2.name: 'a' is taken by upstreams.0",
         "models.2.name: 'm' is taken by models.1",
         "upstreams.2.base_url: is required with provider openai-compatible",
-        "upstreams.0.provider: not in this version: anthropic; use one of: demo, openai, openai-compatible",
+        f"upstreams.0.provider: not in this version: bedrock; use one of: {PROVIDERS}",
     ]
 
 
@@ -265,7 +271,23 @@ def test_nothing_is_concluded_from_a_section_that_could_not_be_read(problems: Re
             "upstreams: [{name: a, provider: openai, headers: {Host: x}}]",
             "upstreams.0.headers: 'Host' is not a header that can be set",
         ),
-        ("upstreams: [{name: a, provider: openia}]", "upstreams.0.provider: must be one of: demo, openai"),
+        (
+            "upstreams: [{name: a, provider: openia}]",
+            f"upstreams.0.provider: must be one of: {PROVIDERS}; did you mean 'openai'?",
+        ),
+        ("upstreams: [{name: a, provider: acme}]", f"upstreams.0.provider: must be one of: {PROVIDERS}"),
+        (
+            "upstreams: [{name: a, provider: azure-openai}]",
+            "upstreams.0.base_url: is required with provider azure-openai",
+        ),
+        (
+            "upstreams: [{name: a, provider: openai, dialects: [openai, cohere]}]",
+            "upstreams.0.dialects.1: must be one of: openai, responses, anthropic, gemini",
+        ),
+        (
+            "upstreams: [{name: a, provider: openai, dialects: []}]",
+            "upstreams.0.dialects: must have at least one item",
+        ),
         ("admin: {token: ''}", "admin.token: must be printable ASCII and not empty"),
         (
             "upstreams: [{name: a, provider: openai, api_key: schlüssel}]",
@@ -424,7 +446,7 @@ def test_another_address_is_fine_where_keys_are_required(loaded: Loading) -> Non
         ("cache: {exact: {store: redis}}", "cache.exact.store"),
         ("cache: {vector: {store: qdrant}}", "cache.vector.store"),
         ("cache: {embedder: {kind: sentence-transformers}}", "cache.embedder.kind"),
-        ("upstreams: [{name: a, provider: anthropic}]", "upstreams.0.provider"),
+        ("upstreams: [{name: a, provider: bedrock}]", "upstreams.0.provider"),
         ("endpoints: [{name: a, cache: {max_wrong_hit_rate: 0.01}}]", "endpoints.0.cache.max_wrong_hit_rate"),
         ("endpoints: [{name: a, cache: {context: last-turn}}]", "endpoints.0.cache.context"),
         (
