@@ -318,6 +318,13 @@ class ModelSettings(_Section):
     attempts: Annotated[Integer, Field(ge=1, le=100)] | None = None
 
 
+class RoutingSettings(_Section):
+    """For models that do not say, and for names that are in no list of models."""
+
+    timeout: Period | None = None
+    attempts: Annotated[Integer, Field(ge=1, le=100)] | None = None
+
+
 class EndpointCacheSettings(_Section):
     """`replay_rate` is in tokens a second; `scope` None is `key` where the caller has one, else `endpoint`."""
 
@@ -384,6 +391,7 @@ class Settings(_Section):
         UpstreamSettings(name="demo", provider="demo"),
     )
     models: tuple[ModelSettings, ...] = ()
+    routing: RoutingSettings = RoutingSettings()
     endpoints: tuple[EndpointSettings, ...] = ()
     guardrails: tuple[GuardrailSettings, ...] = ()
     keys: KeysSettings = KeysSettings()

@@ -31,7 +31,15 @@ from service.pipeline.semantic_tier import SemanticTier
 from service.routing.aliases import Aliases, Route, Target, route
 from service.routing.balance import Standing
 from service.routing.catalog import Catalog
-from service.settings import EndpointSettings, ModelSettings, Settings, UpstreamSettings, is_loopback, load
+from service.settings import (
+    EndpointSettings,
+    ModelSettings,
+    RoutingSettings,
+    Settings,
+    UpstreamSettings,
+    is_loopback,
+    load,
+)
 from service.telemetry import logs
 from service.telemetry.group import Group
 from service.telemetry.metrics import Metrics
@@ -207,7 +215,13 @@ class Runtime:
         for name, standing in standings.items():
             self.metrics.upstream_open.set((name,), standing.open)
         places = {s.name: _place(s) for s in settings.upstreams}
-        aliases = Aliases({model.name: _route(model, places) for model in settings.models}, places)
+        routing = settings.routing
+        aliases = Aliases(
+            {model.name: _route(model, places, routing) for model in settings.models},
+            places,
+            timeout=routing.timeout,
+            attempts=routing.attempts,
+        )
         gateway = Gateway(
             endpoints={e.name: _endpoint(e) for e in settings.endpoints},
             aliases=aliases,
@@ -351,7 +365,7 @@ def _place(settings: UpstreamSettings) -> str:
     return blake2b(place, digest_size=8).hexdigest()
 
 
-def _route(model: ModelSettings, places: Mapping[str, str]) -> Route:
+def _route(model: ModelSettings, places: Mapping[str, str], routing: RoutingSettings) -> Route:
     fallbacks = [fallback.partition("/") for fallback in model.fallbacks]
     return route(
         [Target(target.upstream, target.model, target.weight) for target in model.targets],
@@ -359,8 +373,8 @@ def _route(model: ModelSettings, places: Mapping[str, str]) -> Route:
         places=places,
         strategy=model.strategy,
         sticky=model.sticky == "conversation",
-        timeout=model.timeout,
-        attempts=model.attempts,
+        timeout=model.timeout or routing.timeout,
+        attempts=model.attempts or routing.attempts,
     )
 
 

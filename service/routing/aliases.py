@@ -93,13 +93,23 @@ class Aliases:
     Of the names with a `*` that fit, the one with the longest text before it
     counts; an upstream is as good as a name `upstream/*` after those. What
     stands for the `*`, one character at least, takes the place of the `*` in
-    the model of each target.
+    the model of each target. `timeout` and `attempts` are for names that are
+    not configured.
     """
 
-    def __init__(self, models: Mapping[str, Route], places: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, Route],
+        places: Mapping[str, str],
+        *,
+        timeout: float | None = None,
+        attempts: int | None = None,
+    ) -> None:
         self.models = {name: way for name, way in models.items() if WILDCARD not in name}
         self.upstreams = tuple(places)
         self._places = places
+        self._timeout = timeout
+        self._attempts = attempts
         patterns = [_pattern(name, way) for name, way in models.items() if WILDCARD in name]
         self._patterns = sorted(patterns, key=lambda one: (len(one.before), len(one.after)), reverse=True)
         self.any_bare_name = not models and len(places) == 1
@@ -120,12 +130,15 @@ class Aliases:
             if part is not None:
                 return self._filled(pattern.way, part)
         if addressed:
-            return route([Target(upstream, model)], places=self._places)
+            return self._only(Target(upstream, model))
         if self.any_bare_name:
-            return route([Target(self.upstreams[0], name)], places=self._places)
+            return self._only(Target(self.upstreams[0], name))
         patterns = (f"{before}{WILDCARD}{after}" for before, after, _ in self._patterns)
         known = [*self.models, *patterns, *(f"{upstream}/MODEL" for upstream in self.upstreams)]
         raise RequestError(f"no model of that name; known: {', '.join(known)}", code="model_not_found", param="model")
+
+    def _only(self, target: Target) -> Route:
+        return route([target], places=self._places, timeout=self._timeout, attempts=self._attempts)
 
     def _filled(self, way: Route, part: str) -> Route:
         targets, fallbacks = (

@@ -69,14 +69,14 @@ class Standing:
 
     # --- credentials
 
-    def ready_key(self, now: float, preferred: Sequence[int] = ()) -> int | None:
+    def ready_key(self, now: float, preferred: Sequence[int] = (), *, in_need: bool = False) -> int | None:
         """The credential to ask with: the first of `preferred` that is ready, by turns where there is no preference."""
         breakers = self.breakers
         if len(breakers) == 1:
-            return 0 if breakers[0].ready(now) else None
+            return 0 if breakers[0].ready(now, in_need=in_need) else None
         for place in preferred or range(self._first, self._first + len(breakers)):
             key = place % len(breakers)
-            if breakers[key].ready(now):
+            if breakers[key].ready(now, in_need=in_need):
                 return key
         return None
 
@@ -85,10 +85,9 @@ class Standing:
         self._first = key + 1
         return self.breakers[key].begin()
 
-    def rested_at(self) -> float:
-        """When the next credential that only rests is ready; infinity where there is none. An open breaker is not
-        waited for: nobody knows whether its upstream will be back."""
-        return min((breaker.ready_at for breaker in self.breakers if not breaker.open), default=math.inf)
+    def rested_at(self, now: float) -> float:
+        """When the next credential is ready that only rests; infinity where there is none."""
+        return min(breaker.rested_at(now) for breaker in self.breakers)
 
     def ready_at(self) -> float:
         return min(breaker.ready_at for breaker in self.breakers)

@@ -2,7 +2,8 @@
 
 Every target is asked once before any is asked again. One whose credentials
 all rest or are open, or that is full, is passed over; where nothing else is
-left, the end of a rest or a free place is waited for.
+left, the end of a rest or a free place is waited for. Last of all is what is
+open or was refused: one call, if nobody else tries the same.
 """
 
 import math
@@ -15,7 +16,7 @@ from models.errors import UpstreamError
 from service.routing.aliases import Target
 from service.routing.balance import Standing
 
-LONGEST_WAIT = 8.0
+LONGEST_WAIT = 5.0
 """Seconds. What takes longer is for the client to wait for."""
 
 _BACKOFF = 0.25
@@ -76,7 +77,7 @@ def next_step(
             standing = option.standing
             key = standing.ready_key(now, option.keys)
             if key is None:
-                rested = max(standing.rested_at(), option.again_at)
+                rested = max(standing.rested_at(now), option.again_at)
                 patient = standing.has_room and rested <= min(patience, now + standing.patience)
                 if rested < soonest and (patient or option.asked):
                     soonest, resting = rested, standing
@@ -97,6 +98,12 @@ def next_step(
         return Wait(max(0.0, min(now + longest, patience, soonest, deadline) - now), queues)
     if soonest <= min(now + LONGEST_WAIT, deadline):
         return Wait(max(0.0, soonest - now), (), resting)
+    for option in options if calls else ():
+        # It may be back, or says what is wrong; and in need nobody is asked more than once, nor by two at a time.
+        standing = option.standing
+        key = None if option.asked else standing.ready_key(now, option.keys, in_need=True)
+        if key is not None and (standing.in_flight < standing.limit or standing is held):
+            return Ask(option, key)
     if full:
         return GiveUp(full=True, seconds=max(standing.patience for standing in full))
     return GiveUp(full=False, seconds=min((option.standing.ready_at() for option in options), default=now) - now)

@@ -185,10 +185,11 @@ def test_a_stream_that_breaks_ends_with_an_error_event_and_is_not_kept(
     assert events_of(again.text)[-1] == "[DONE]"
 
 
-def test_a_provider_that_asks_for_patience_is_quoted(gateway: Gateway, mock: Mock, model: str) -> None:
+def test_a_provider_that_asks_for_patience_is_quoted(tmp_path: Path, mock: Mock) -> None:
     mock.behaves(fault="429", fault_times=1)
 
-    limited = gateway.ask("hello", model=f"mock/{model}")
+    with running_gateway(tmp_path, settings(tmp_path, mock.url, endpoints=EXACT)) as gateway:
+        limited = gateway.ask("hello", model="m")
 
     assert limited.status_code == 429
     assert limited.headers["retry-after"] == "7"

@@ -52,6 +52,7 @@ def configuration(directory: Path, fakes: Sequence[Fake], *, model: Json | None 
         directory,
         "",
         endpoints=UNCACHED,
+        routing={},
         upstreams=[
             {"name": name, "provider": "openai-compatible", "base_url": fake.base_url, **credential, **upstream}
             for name, fake in zip(NAMES, fakes, strict=False)

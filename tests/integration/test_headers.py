@@ -556,6 +556,7 @@ def named(tmp_path_factory: pytest.TempPathFactory, provider: Mock) -> Iterator[
                 "name": "resilient",
                 "targets": [{"upstream": "down", "model": "any"}],
                 "fallbacks": ["mock/mock-small"],
+                "attempts": 2,
             },
         ],
         endpoints=[

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletionToolParam
 
-from tests.support.gateway import Gateway, Mock
+from tests.support.gateway import Gateway, Mock, running_gateway, settings
 
 QUESTION = "How do I reset my password?"
 REPHRASED = "How can I reset my password?"
@@ -315,7 +316,6 @@ async def test_the_async_client_asks_repeats_rephrases_and_streams(
 
 FAILS = {
     "400": (openai.BadRequestError, 400),
-    "429": (openai.RateLimitError, 429),
     "401": (openai.InternalServerError, 502),  # the gateway's own credential: not the caller's to mend
     "403": (openai.InternalServerError, 502),
     "500": (openai.InternalServerError, 502),
@@ -348,9 +348,18 @@ def test_what_an_upstream_does_wrong_is_an_error_of_the_sdk(client: openai.OpenA
         assert caught.value.response.headers["x-should-retry"] == "false"
 
 
-def test_a_rate_limit_of_the_upstream_keeps_its_retry_after_and_its_words(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.RateLimitError) as caught:
-        client.chat.completions.create(model="fault:429", messages=[{"role": "user", "content": QUESTION}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_rate_limit_of_the_upstream_keeps_its_retry_after_and_its_words(
+    tmp_path: Path, mock: Mock, *, stream: bool
+) -> None:
+    asked: Any = [{"role": "user", "content": QUESTION}]
+    # A gateway of its own: what was asked for patience is left alone for a while.
+    with (
+        running_gateway(tmp_path, settings(tmp_path, mock.url)) as gateway,
+        openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="sk-anything", max_retries=0) as client,
+        pytest.raises(openai.RateLimitError) as caught,
+    ):
+        client.chat.completions.create(model="fault:429", messages=asked, stream=stream)
 
     assert caught.value.response.headers["retry-after"] == "7"
     assert "the mock answers 429" in caught.value.message

@@ -216,12 +216,25 @@ def keepgate(*arguments: str, env: Mapping[str, str] | None = None) -> subproces
 
 
 def settings(directory: Path, upstream: str, **sections: Any) -> Json:
-    """A configuration in front of one upstream, everything in `directory`; `sections` replace or add to it."""
+    """A configuration in front of one upstream, everything in `directory`; `sections` replace or add to it.
+
+    One call a request, and no breaker: what the upstream does is what the
+    client sees, whatever an earlier test did to it.
+    """
     return {
         "storage": {"path": str(directory / "data")},
         # Far beyond what a look-up takes: a machine that stalls must not turn a hit into a miss here.
         "cache": {"vector": {"deadline": "5s"}},
-        "upstreams": [{"name": "mock", "provider": "openai-compatible", "base_url": upstream, "api_key": UPSTREAM_KEY}],
+        "upstreams": [
+            {
+                "name": "mock",
+                "provider": "openai-compatible",
+                "base_url": upstream,
+                "api_key": UPSTREAM_KEY,
+                "breaker": {"failures": 1_000_000},
+            }
+        ],
+        "routing": {"attempts": 1},
         "admin": {"token": ADMIN_TOKEN},
         "logs": {"requests": str(directory / "requests.jsonl")},
         **sections,

@@ -77,6 +77,13 @@ def test_a_request_may_cause_three_calls_or_one_for_each_target_and_fallback() -
     assert route(two, five, places=PLACES, attempts=2).attempts == 2
 
 
+def test_names_that_are_not_configured_have_the_limits_of_the_section() -> None:
+    aliases = Aliases({"gpt": GPT}, {name: PLACES[name] for name in ("openai", "local")}, timeout=5.0, attempts=1)
+
+    assert (aliases.resolve("local/m").timeout, aliases.resolve("local/m").attempts) == (5.0, 1)
+    assert (aliases.resolve("gpt").timeout, aliases.resolve("gpt").attempts) == (None, 3)
+
+
 ANY = route([Target("local", "*")], places=PLACES)
 OPENAI = route([Target("openai", "*", 2.0)], [Target("openrouter", "openai/*")], places=PLACES, attempts=9, timeout=5.0)
 MINI = route([Target("local", "small")], places=PLACES)

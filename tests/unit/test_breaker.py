@@ -144,10 +144,49 @@ def test_a_refused_credential_rests_for_a_minute_and_counts_as_a_failure() -> No
 
     breaker.refused(0.0, probe=False)
     assert not breaker.ready(59.9)
+    assert breaker.ready(0.0, in_need=True)
     assert breaker.ready(60.0)
 
     breaker.refused(60.0, probe=False)
     assert breaker.open
+
+
+def test_in_need_one_probe_at_a_time_need_not_wait() -> None:
+    breaker = opened()
+
+    assert breaker.ready(1.0, in_need=True)
+    assert breaker.begin()
+    assert not breaker.ready(1.0, in_need=True)
+
+    breaker.answered(probe=True)
+    assert breaker.ready(1.0)
+
+
+def test_a_probe_in_need_that_fails_makes_no_rest_longer() -> None:
+    breaker = opened()
+
+    for _ in range(5):
+        breaker.failed(1.0, probe=breaker.begin())
+
+    assert breaker.open
+    assert breaker.ready_at == 10.0
+
+
+def test_who_was_told_to_wait_waits_in_need_too() -> None:
+    breaker = Breaker()
+
+    breaker.limited(0.0, 7.0)
+
+    assert not breaker.ready(6.9, in_need=True)
+
+
+def test_a_refused_credential_that_is_good_again_is_like_any_other() -> None:
+    breaker = Breaker()
+    breaker.refused(0.0, probe=False)
+
+    breaker.succeeded()
+
+    assert breaker.ready(0.0)
 
 
 Event = st.sampled_from(["answered", "failed", "limited", "refused", "left"])

@@ -377,15 +377,17 @@ async def test_a_refused_key_is_not_asked_again_for_a_minute() -> None:
     assert [asked.key for asked in first.calls] == [0, 1, 1, 1]
 
 
-async def test_with_no_good_key_left_the_request_is_told_when_to_come_back() -> None:
-    bench = Bench(Scripted("first", UpstreamError("who", answered=401)))
-    with pytest.raises(UpstreamError, match="who"):
-        await bench.ask()
+async def test_with_no_good_key_left_each_request_asks_once_what_is_wrong() -> None:
+    first = Scripted("first", UpstreamError("who", answered=401), UpstreamError("who", answered=401), b"answer")
+    bench = Bench(first)
 
-    with pytest.raises(UpstreamError) as raised:
-        await bench.ask()
+    for _ in range(2):
+        with pytest.raises(UpstreamError, match="who"):
+            await bench.ask()
+    await bench.ask()
 
-    assert (raised.value.code, raised.value.retry_after) == ("upstream_unavailable", "60")
+    assert len(first.calls) == 3
+    assert bench.waits == []
 
 
 async def test_what_a_callers_own_credential_got_rests_nothing() -> None:
@@ -432,17 +434,25 @@ async def test_a_probe_that_is_answered_brings_the_upstream_back() -> None:
     assert bench.metrics.upstream_open.state()["first",] == 0
 
 
-async def test_with_everything_open_nothing_is_sent_and_the_client_told_when_to_come_back() -> None:
-    first = Scripted("first", BROKEN)
+async def test_with_everything_open_one_request_at_a_time_tries_its_luck_once() -> None:
+    release = asyncio.Event()
+    first = Scripted("first", BROKEN, BROKEN, release)
     bench = Bench(first, failures=1, rest=10.0)
-    with pytest.raises(UpstreamError, match="broken"):
-        await bench.ask()
+    for _ in range(2):
+        with pytest.raises(UpstreamError, match="broken"):
+            await bench.ask()
+    assert len(first.calls) == 2
 
+    trying = asyncio.create_task(bench.ask())
+    await asyncio.sleep(0)
     with pytest.raises(UpstreamError) as raised:
         await bench.ask()
-
     assert (raised.value.code, raised.value.retry_after) == ("upstream_unavailable", "10")
-    assert len(first.calls) == 1
+    assert len(first.calls) == 3
+
+    release.set()
+    await trying
+    assert not bench.standings["first"].open
 
 
 async def test_where_nobody_listens_no_key_helps() -> None:

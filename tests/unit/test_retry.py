@@ -13,8 +13,10 @@ from service.routing.retry import Ask, GiveUp, Option, Wait, backoff, next_step,
 NOW = 100.0
 
 
-def option(name: str = "a", *, keys: int = 1, limit: int | None = None, busy: int = 0, queue: int = 100) -> Option:
-    standing = Standing(name, keys=keys, limit=limit, queue=queue, patience=10.0, failures=1, rest=10.0)
+def option(
+    name: str = "a", *, keys: int = 1, limit: int | None = None, busy: int = 0, queue: int = 100, failures: int = 1
+) -> Option:
+    standing = Standing(name, keys=keys, limit=limit, queue=queue, patience=10.0, failures=failures, rest=10.0)
     standing.in_flight = busy
     return Option(Target(name, "m"), standing)
 
@@ -84,17 +86,44 @@ def test_the_end_of_another_credentials_rest_is_not_waited_for() -> None:
     assert next_step([rests], now=NOW, calls=3) == Ask(rests, 1)
 
 
-def test_nobody_waits_for_longer_than_eight_seconds() -> None:
-    assert next_step([resting(8.5)], now=NOW, calls=3) == GiveUp(full=False, seconds=8.5)
-    assert isinstance(next_step([tried(again_in=8.5)], now=NOW, calls=3), GiveUp)
+def test_nobody_waits_for_longer_than_five_seconds() -> None:
+    assert isinstance(next_step([resting(5.0)], now=NOW, calls=3), Wait)
+    assert next_step([resting(5.5)], now=NOW, calls=3) == GiveUp(full=False, seconds=5.5)
+    assert isinstance(next_step([tried(again_in=5.5)], now=NOW, calls=3), GiveUp)
 
 
 def test_nobody_waits_for_what_comes_after_the_deadline() -> None:
     assert next_step([resting(2.0)], now=NOW, calls=3, deadline=NOW + 1.9) == GiveUp(full=False, seconds=2.0)
 
 
-def test_an_open_breaker_is_not_waited_for() -> None:
-    assert next_step([broken()], now=NOW, calls=3) == GiveUp(full=False, seconds=10.0)
+def test_an_open_breaker_is_asked_only_in_need_and_by_one_at_a_time() -> None:
+    opened, other = broken(), resting(2.0, "b")
+
+    assert next_step([opened, other], now=NOW, calls=3) == Wait(2.0, (), other.standing)
+    assert next_step([opened], now=NOW, calls=3) == Ask(opened, 0)
+
+    opened.standing.begin(0)
+    assert next_step([opened], now=NOW, calls=3) == GiveUp(full=False, seconds=10.0)
+
+
+def test_in_need_nobody_is_asked_twice() -> None:
+    opened = broken()
+    opened.asked = 1
+
+    assert next_step([opened], now=NOW, calls=2) == GiveUp(full=False, seconds=10.0)
+
+
+def test_a_refused_credential_is_asked_last_of_all_and_once() -> None:
+    refused, full = option("a", failures=2), option("b", limit=1, busy=1)
+    refused.standing.breakers[0].refused(NOW, probe=False)
+
+    assert isinstance(next_step([refused, full], now=NOW, calls=3), Wait)
+    assert isinstance(next_step([refused, resting(2.0)], now=NOW, calls=3), Wait)
+    assert next_step([refused, broken()], now=NOW, calls=3) == Ask(refused, 0)
+    assert next_step([refused], now=NOW + 59.0, calls=3) == Ask(refused, 0)
+
+    refused.asked = 1
+    assert isinstance(next_step([refused], now=NOW, calls=2), GiveUp)
 
 
 def test_with_all_calls_made_it_is_over() -> None:
@@ -182,8 +211,8 @@ def test_what_a_callers_own_credential_got_says_nothing_of_the_upstream(error: U
     assert outcome_of(error, own=False) == outcome
 
 
-def test_backoff_doubles_up_to_eight_seconds_with_full_jitter() -> None:
-    assert [backoff(asked, lambda: 1.0) for asked in (1, 2, 3, 6, 7, 100)] == [0.25, 0.5, 1.0, 8.0, 8.0, 8.0]
+def test_backoff_doubles_up_to_five_seconds_with_full_jitter() -> None:
+    assert [backoff(asked, lambda: 1.0) for asked in (1, 2, 3, 5, 6, 100)] == [0.25, 0.5, 1.0, 4.0, 5.0, 5.0]
     assert backoff(3, lambda: 0.0) == 0.0
     assert backoff(3, lambda: 0.25) == 0.25
 
