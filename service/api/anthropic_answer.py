@@ -211,6 +211,11 @@ class _Content:
                     self._add_own(item["block"])
         if "refusal" in said:
             self._append({"type": "text", "text": said["refusal"]})
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._thought is not None and not self._thought["thinking"] and len(self.blocks) > 1:
+            self.blocks.pop()  # see `_Block.is_afterthought`
         self._end()
 
     def _append(self, block: Json) -> Json:
@@ -320,6 +325,12 @@ class _Block:
         """Whether it may end because another begins: a call only with its arguments complete."""
         return not isinstance(self.key, int) or _parsed("".join(self.written)) is not None
 
+    @property
+    def is_afterthought(self) -> bool:
+        """Whether nobody but its maker can read it. Clients take the last block for the answer: one like this at the
+        end would hide it."""
+        return self.key == "foreign" and not self.started and not self.deltas
+
     def closing(self) -> list[Json]:
         if self.key == "foreign":
             return [{"type": "signature_delta", "signature": _signature(self.details)}]
@@ -332,6 +343,11 @@ def _text(key: object) -> _Block:
 
 def _thinking(key: object) -> _Block:
     return _Block(key, {"type": "thinking", "thinking": "", "signature": ""})
+
+
+def _foreign(key: object) -> _Block:
+    """Reasoning of another maker, which begins when there is something to read or another block comes."""
+    return _Block(key, {"type": "thinking", "thinking": "", "signature": ""}, ready=False)
 
 
 def _redacted(key: object) -> _Block:
@@ -452,7 +468,7 @@ class Stream:
             if not isinstance(detail, dict):
                 continue
             if detail.get("format") != FORMAT:
-                self._last("foreign", _thinking).details.append(detail)
+                self._last("foreign", _foreign).details.append(detail)
                 continue
             key = ("detail", _count(detail.get("index")))
             if detail.get("type") == "reasoning.encrypted":
@@ -465,7 +481,9 @@ class Stream:
             if thought:
                 self._write(block, {"type": "thinking_delta", "thinking": thought})
         if text:
-            self._write(self._last("foreign", _thinking), {"type": "thinking_delta", "thinking": text})
+            block = self._last("foreign", _foreign)
+            block.ready = True
+            self._write(block, {"type": "thinking_delta", "thinking": text})
 
     def _say(self, key: str, text: str) -> None:
         self._write(self._last(key, _text), {"type": "text_delta", "text": text})
@@ -576,6 +594,9 @@ class Stream:
         """Ends blocks in their order, up to the last or to one that is not finished."""
         while self._queue and (all_of_them or (len(self._queue) > 1 and self._queue[0].finished)):
             block = self._queue[0]
+            if block.is_afterthought and len(self._queue) == 1 and self._index:
+                self._queue.clear()
+                return
             block.ready = True
             self._show()
             for delta in block.closing():

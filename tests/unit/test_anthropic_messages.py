@@ -686,6 +686,31 @@ def test_reasoning_of_another_maker_comes_back_and_is_kept_from_anthropic() -> N
     assert msgspec.json.decode(request.raw)["messages"] == kept
 
 
+def test_a_signature_after_the_answer_does_not_hide_it() -> None:
+    sealed = {"type": "reasoning.encrypted", "index": 0, "format": "google-gemini-v1", "data": "sealed"}
+    last = [["content", 3], ["reasoning_details", 1]]
+    done = completion({"content": "yes", "reasoning_details": [sealed], "layout": last})
+    chunks = [delta({"content": "yes"}), delta({"reasoning_details": [sealed]}, "stop")]
+
+    answers = [
+        read_whole(ANTHROPIC.whole(done, asked())),
+        read_stream(streamed(done)),
+        read_stream(encoded(chunks, done)),
+    ]
+
+    assert [[block.type for block in answer.content] for answer in answers] == [["text"]] * 3
+
+
+def test_a_signature_before_the_answer_is_told_with_nothing_to_read() -> None:
+    sealed = {"type": "reasoning.encrypted", "index": 0, "format": "google-gemini-v1", "data": "sealed"}
+    done = completion({"content": "yes", "reasoning_details": [sealed]})
+    chunks = [delta({"reasoning_details": [sealed]}), delta({"content": "yes"}, "stop")]
+
+    answers = [read_whole(ANTHROPIC.whole(done, asked())), read_stream(encoded(chunks, done))]
+
+    assert [[block.type for block in answer.content] for answer in answers] == [["thinking", "text"]] * 2
+
+
 def test_a_turn_of_nothing_but_another_makers_reasoning_is_no_turn_for_anthropic() -> None:
     turn = {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm", "signature": f"{MARK}not base64"}]}
 
