@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from models.errors import GatewayError, UpstreamError
+from models.errors import GatewayError, Untranslatable, UpstreamError
 from service.api.errors import provider_message, status_of
 
 _TYPES: Final = {
@@ -39,4 +39,7 @@ def error_body(error: GatewayError, request_id: str) -> bytes:
     status = status_of(error)
     kind = code or _TYPES.get(status) or ("invalid_request_error" if status < 500 else "api_error")
     told: dict[str, Any] = {"type": kind, "message": message, "code": error.code}
+    if isinstance(error, Untranslatable) and "thread" in error.names:
+        # The API's own word, on which the SDK's tool runner, which always begins a thread, goes on without one.
+        told["details"] = {"error_code": "thread_unsupported_request"}
     return msgspec.json.encode({"type": "error", "error": told, "request_id": request_id})

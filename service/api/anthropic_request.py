@@ -262,7 +262,10 @@ def _system(system: object, beyond: _Beyond) -> list[Json]:
 def _add_messages(messages: list[Json], native: Json, beyond: _Beyond) -> bool:
     """Whether `native` was relieved of reasoning that only this gateway could have put there."""
     asked = native.get("messages")
-    if not isinstance(asked, list) or not asked:
+    thread = native.get("thread")
+    # A thread whose turn was paused goes on with nothing new.
+    least = 0 if isinstance(thread, dict) and thread.get("type") == "continue" else 1
+    if not isinstance(asked, list) or len(asked) < least:
         raise RequestError("messages must be a list of at least one message", param="messages")
     relieved: dict[int, list[Any]] = {}
     for number, message in enumerate(asked):
@@ -278,7 +281,7 @@ def _add_messages(messages: list[Json], native: Json, beyond: _Beyond) -> bool:
             _add_later_system(messages, message, path, beyond)
         else:
             raise RequestError(f"{path} must be an object with the role user, assistant or system", param=path)
-    if asked[-1]["role"] == "assistant":
+    if asked and asked[-1]["role"] == "assistant":
         # Here the answer goes on where the message ends; anywhere else it starts anew.
         path = f"messages[{len(asked) - 1}]"
         beyond.refuse(path, "prefill", "the beginning of the answer")

@@ -1,4 +1,4 @@
-"""Anthropic's Messages API as a fake: messages whole and streamed, count_tokens, models.
+"""Anthropic's Messages API as a fake: messages whole and streamed, threads of them, count_tokens, models.
 
 Source: platform.claude.com/docs/en/api, and the types of its SDK. What the
 API's versions differ in is kept: 2026-10-21 takes no sampling parameters, no
@@ -54,12 +54,17 @@ class Anthropic:
     name = "anthropic"
     version = "/v1"
 
+    def __init__(self) -> None:
+        self._threads: dict[str, Json] = {}  # by the id of the last answer, what was asked and it
+
     def credential(self, asked: Asked) -> str | None:
         return asked.headers.get("x-api-key") or asked.bearer()
 
-    def failure(self, status: int, message: str) -> Reply:
+    def failure(self, status: int, message: str, details: Json | None = None) -> Reply:
         request_id = f"req_{digest(message)}"
-        error = {"type": _TYPES.get(status, "api_error"), "message": message}
+        error: Json = {"type": _TYPES.get(status, "api_error"), "message": message}
+        if details is not None:
+            error["details"] = details
         body = {"type": "error", "error": error, "request_id": request_id}
         return whole(body, status=status, headers={"request-id": request_id})
 
@@ -67,7 +72,7 @@ class Anthropic:
         try:
             reply = self._answer(asked)
         except rules.Broken as broken:
-            raise Refused(self.failure(broken.status, str(broken))) from None
+            raise Refused(self.failure(broken.status, str(broken), broken.details)) from None
         reply.headers = {"request-id": f"req_{digest(asked.path)}", "anthropic-ratelimit-requests-remaining": "99"}
         return reply
 
@@ -88,8 +93,11 @@ class Anthropic:
         beta = asked.query.get("beta") == "true" or "anthropic-beta" in asked.headers
         if asked.method == "POST" and asked.path == "/v1/messages":
             params: Any = beta_create_params.MessageCreateParams if beta else message_create_params.MessageCreateParams
-            body = rules.checked(asked.body, params, sampling=version == OLD)
-            return _Exchange(body).reply()
+            raw, thread = rules.unthreaded(asked.body, self._threads) if beta else (asked.body, False)
+            exchange = _Exchange(rules.checked(raw, params, sampling=version == OLD))
+            if thread:
+                self._threads[exchange.id] = exchange.conversation()
+            return exchange.reply()
         if asked.method == "POST" and asked.path == "/v1/messages/count_tokens":
             params = (beta_count_params if beta else message_count_tokens_params).MessageCountTokensParams
             body = rules.checked(asked.body, params, sampling=False)
@@ -102,6 +110,7 @@ class _Exchange:
         self._body = body
         self._prompt = rules.last_turn(body["messages"])
         self._id = digest(msgspec.json.encode({**body, "stream": None}).decode())
+        self.id = f"msg_{self._id}"
         _known(body["model"])
         if self._prompt.asks("block"):
             raise rules.Broken("Output blocked by content filtering policy")
@@ -111,7 +120,7 @@ class _Exchange:
     def reply(self) -> Reply:
         reason, stop = self._stop
         message = {
-            "id": f"msg_{self._id}",
+            "id": self.id,
             "type": "message",
             "role": "assistant",
             "model": self._body["model"],
@@ -125,6 +134,12 @@ class _Exchange:
             return whole(message)
         overloaded = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
         return Reply(list(_events(message)), media_type=SSE, error_event=_event({**overloaded, "request_id": "req_1"}))
+
+    def conversation(self) -> Json:
+        """What the next turn of a thread goes on from."""
+        said = {"role": "assistant", "content": self._blocks}
+        kept = {name: self._body[name] for name in rules.THREADED if name in self._body}
+        return {**kept, "messages": [*self._body["messages"], said]}
 
     def _details(self, reason: str) -> Json | None:
         if reason != "refusal":

@@ -1,7 +1,7 @@
 """What Anthropic's API refuses, in its words: the schema of the SDK's types, and what only the documentation says."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -19,9 +19,31 @@ _SAMPLING = {"temperature": (float, 1.0), "top_p": (float, 1.0), "top_k": (int, 
 class Broken(Exception):
     """The request breaks a rule; the text is the vendor's."""
 
-    def __init__(self, message: str, status: int = 400) -> None:
+    def __init__(self, message: str, status: int = 400, details: Json | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.details = details
+
+
+# What a thread keeps, and a turn that goes on with it must not repeat.
+THREADED = ("system", "tools")
+
+
+def unthreaded(raw: bytes, threads: Mapping[str, Json]) -> tuple[bytes, bool]:
+    """The whole conversation in place of a turn that goes on with a thread, and whether the answer is to be kept."""
+    try:
+        body = msgspec.json.decode(raw)
+    except msgspec.DecodeError:
+        return raw, False
+    thread = body.get("thread") if isinstance(body, dict) else None
+    if not isinstance(thread, dict) or thread.get("type") != "continue" or not isinstance(body.get("messages"), list):
+        return raw, thread is not None
+    kept = threads.get(thread["previous_message_id"])
+    if kept is None:
+        raise Broken("No thread goes on from this message.", 404, {"error_code": "thread_not_found"})
+    if repeated := [name for name in THREADED if name in body]:
+        raise Broken(f"{repeated[0]}: is the thread's, and must not be sent with `continue`.")
+    return msgspec.json.encode({**body, **kept, "messages": [*kept["messages"], *body["messages"]]}), True
 
 
 def checked(raw: bytes, params: Any, *, sampling: bool) -> Json:

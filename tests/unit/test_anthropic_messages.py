@@ -20,6 +20,7 @@ from models.errors import (
     LimitError,
     NotCached,
     RequestError,
+    Untranslatable,
     UpstreamError,
 )
 from models.request import Request
@@ -394,6 +395,17 @@ def test_what_the_client_wrote_is_kept_beside_its_translation() -> None:
 
     assert request.raw is raw
     assert request.native == msgspec.json.decode(raw)
+
+
+def test_a_thread_goes_on_with_nothing_new_and_nothing_else_does() -> None:
+    thread = {"type": "continue", "previous_message_id": "msg_1"}
+    body = {"model": "m", "max_tokens": 9, "messages": [], "thread": thread}
+
+    request = ANTHROPIC.decode(msgspec.json.encode(body), CHAT)
+
+    assert request.native == body
+    assert request.refused == ("thread",)
+    assert refusal(messages=[], thread={"type": "create"}).param == "messages"
 
 
 def test_a_count_of_tokens_needs_no_limit() -> None:
@@ -1040,6 +1052,14 @@ def test_a_providers_own_words_are_kept_in_its_dialect_and_told_in_another() -> 
         "type": "not_found_error",
         "message": "no such model",
         "code": "upstream_error",
+    }
+
+
+def test_a_thread_that_cannot_be_held_is_refused_in_the_words_on_which_sdks_go_on_without() -> None:
+    error = Untranslatable(["tools[0]", "thread"], dialect="openai")
+
+    assert msgspec.json.decode(ANTHROPIC.error(error, "req_1"))["error"]["details"] == {
+        "error_code": "thread_unsupported_request"
     }
 
 
