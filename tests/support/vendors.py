@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.support.fake_anthropic import Anthropic
 from tests.support.fake_gemini import Gemini
@@ -42,8 +43,13 @@ class Vendors:
         return sum(len(fake.calls) for fake in set(self.fakes.values()))
 
     def reset(self) -> None:
-        for fake in self.fakes.values():
+        for fake in set(self.fakes.values()):
             fake.reset()
+
+    def fail(self, fault: str, *, times: int | None = None, **more: Any) -> None:
+        """What calls to any of them meet, without end unless `times` says how many."""
+        for fake in set(self.fakes.values()):
+            fake.fail(fault, times=times, **more)
 
 
 @contextmanager
