@@ -21,6 +21,8 @@ from models.errors import ConfigError, UpstreamError
 # How long an idle connection is kept, in seconds. Some servers close theirs sooner (uvicorn and Node after 5), some
 # later: a request that crosses such an end is sent again, see `Transport`.
 _KEEP_ALIVE = 30.0
+# Nobody closes a connection for having been idle for less, in seconds.
+_CROSSING = 1.0
 # What the end of a finished body may take to arrive before its connection is given up, in seconds.
 _LINGER = 0.05
 # Bytes that may wait for a slow reader before the upstream is made to wait.
@@ -38,9 +40,11 @@ class Transport:
 
     A kept connection that the upstream has closed is noticed before anything
     is written, and a fresh one is taken. The end of a kept connection may also
-    cross the request: where it comes before a single byte of an answer, the
-    request is sent once more, on a fresh connection. Nothing else is sent again:
-    the upstream may have worked, and billed, for it.
+    cross the request: where it comes before a single byte of an answer, on a
+    connection that had been idle for `crossing` seconds at least, the request
+    is sent once more, on a fresh one. Nothing else is sent again: the upstream
+    may have worked, and billed, for it, and a connection used a moment ago is
+    closed by a failure, not for its idleness.
     """
 
     def __init__(
@@ -54,7 +58,9 @@ class Transport:
         proxy: str | None,
         ca_file: str | None,
         keep_alive: float = _KEEP_ALIVE,
+        crossing: float = _CROSSING,
     ) -> None:
+        self._crossing = crossing
         self._name = name
         self._origin = _http_url(base_url, f"upstreams.{name}.base_url", schemes=("http", "https"))
         self._proxy = None if proxy is None else _http_url(proxy, f"upstreams.{name}.proxy", schemes=("http",))
@@ -84,10 +90,12 @@ class Transport:
         deadline = asyncio.get_running_loop().time() + self._total_timeout
         kept = self._kept()
         if kept is not None:
+            idle = asyncio.get_running_loop().time() - kept.idle_since
             try:
                 return await self._ask(kept, message, deadline)
             except _ClosedUnheard:
-                pass  # it was closed for its idleness, most likely; a fresh one is not
+                if idle < self._crossing:
+                    raise
         return await self._ask(await self._connect(deadline), message, deadline)
 
     async def _ask(self, connection: "_Connection", message: bytes, deadline: float) -> "Answer":

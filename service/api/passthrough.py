@@ -38,9 +38,11 @@ from service.api.gemini_generate import GEMINI_SSE
 from service.api.serve import new_request_id
 from service.context import Context
 from service.pipeline.admit import admit
+from service.pipeline.call import forward
 from service.pipeline.gateway import Gateway
 from service.pipeline.headers import forwarded
 from service.pipeline.settle import estimated
+from service.routing.aliases import Target
 from service.telemetry.recorder import Record, observe
 
 _JSON = (b"content-type", b"application/json")
@@ -99,7 +101,8 @@ async def pass_on(
             media_type = context.headers.get(b"content-type", b"application/json")
             upstream, body = _led(do, context, body, media_type, record)
             whole_path = f"{path}?{query}" if query else path
-            await asking.forward(context, upstream, dialect, method, whole_path, body or None, media_type)
+            passage = _passage(context, dialect, method, whole_path, body or None, media_type)
+            await asking.forward(context, Target(upstream, record.upstream_model), passage)
         except GatewayError as error:
             await asking.refuse(dialect, error)
 
@@ -128,9 +131,7 @@ async def count_tokens(do: Gateway, path: str, endpoint: str, scope: Scope, rece
                     else:
                         body, asked = raw, f"/models/{quote(target.model, safe='')}:countTokens"
                     try:
-                        await asking.forward(
-                            context, target.upstream, dialect, "POST", asked, body, b"application/json"
-                        )
+                        await asking.forward(context, target, _passage(context, dialect, "POST", asked, body))
                     except UpstreamError as error:
                         # Not all who answer messages count their tokens.
                         if error.answered not in _NOT_SERVED:
@@ -144,6 +145,20 @@ async def count_tokens(do: Gateway, path: str, endpoint: str, scope: Scope, rece
             await send_whole(send, 200, [_JSON, *_answer_headers(record)], shape(usage.prompt_tokens))
         except GatewayError as error:
             await asking.refuse(dialect, error)
+
+
+def _passage(
+    context: Context,
+    dialect: Dialect,
+    method: str,
+    path: str,
+    body: bytes | None,
+    media_type: bytes = b"application/json",
+) -> Passage:
+    credential = context.caller.credential
+    headers = (*forwarded(context.headers), ("content-type", media_type.decode("latin-1")))
+    authorization = None if credential is None else f"Bearer {credential}"
+    return Passage(method, path, headers, body, authorization, dialect.name)
 
 
 class _Asking:
@@ -170,36 +185,12 @@ class _Asking:
         self._read = True
         return body
 
-    async def forward(
-        self,
-        context: Context,
-        upstream: str,
-        dialect: Dialect,
-        method: str,
-        path: str,
-        body: bytes | None,
-        media_type: bytes,
-    ) -> None:
-        do, record = self._do, self._record
-        credential = context.caller.credential
-        fields = (*forwarded(context.headers), ("content-type", media_type.decode("latin-1")))
-        authorization = None if credential is None else f"Bearer {credential}"
+    async def forward(self, context: Context, target: Target, passage: Passage) -> None:
+        record = self._record
         with HangUp(self._receive):
-            asked_at = time.perf_counter()
-            outcome = "cancelled"
-            try:
-                passage = Passage(method, path, fields, body, authorization, dialect.name)
-                passed = await do.upstreams[upstream].forward(passage)
-                outcome = "ok"
-            except GatewayError as error:
-                outcome = error.code
-                raise
-            finally:
-                waited = time.perf_counter() - asked_at
-                do.metrics.upstream_attempts.add((upstream, outcome))
-                do.metrics.upstream_seconds.observe((upstream,), waited)
+            passed = await forward(passage, target, context, self._do.board)
             record.status = passed.status
-            record.overhead_us = max(0, int((time.perf_counter() - self._started - waited) * 1e6))
+            record.overhead_us = max(0, int((time.perf_counter() - self._started - context.waited) * 1e6))
             headers = _answer_headers(record)
             headers += [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in passed.headers]
             try:

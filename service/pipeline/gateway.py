@@ -78,7 +78,7 @@ class Gateway:
         self._keys_required = keys_required
         self._secret = secret
         self._flights = flights
-        self._board = Switchboard(upstreams, standings, metrics)
+        self.board = Switchboard(upstreams, standings, metrics)
 
     def authenticate(
         self, headers: Mapping[bytes, bytes], endpoint: str, *, request_id: str, started: float
@@ -231,7 +231,7 @@ class Gateway:
         usage = Usage()
         assembly = Assembly(request.operation)
         try:
-            reply = await call(request, context, flight, route, self._board)
+            reply = await call(request, context, flight, route, self.board)
             flight.headers = reply.headers
             if reply.dropped:
                 self.metrics.fields_dropped.add((context.endpoint.name, request.dialect), len(reply.dropped))

@@ -36,9 +36,7 @@ def meaning(headers: Mapping[bytes, bytes]) -> tuple[str, ...]:
     found = [
         _partition(name, value) if name in _PARTITIONING else f"{name.decode('latin-1')}={value.decode('latin-1')}"
         for name, value in headers.items()
-        if name in _MEANING
-        or name in _PARTITIONING
-        or (name.startswith(b"anthropic-") and not _is_usual(name, value))
+        if name in _MEANING or name in _PARTITIONING or (name.startswith(b"anthropic-") and not _is_usual(name, value))
     ]
     return tuple(sorted(found)) if found else ()
 

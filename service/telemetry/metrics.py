@@ -118,7 +118,7 @@ class Metrics:
         )
         self.fields_dropped = Counter(
             "keepgate_fields_dropped_total",
-            "Fields of requests that were not sent on, because nobody knows what they mean in the upstream's dialect.",
+            "Fields of requests that were not sent on, because their meaning in the upstream's dialect is not known.",
             ("endpoint", "dialect"),
         )
         self.coalesced = Counter(

@@ -667,11 +667,16 @@ class Scripted:
 
 @asynccontextmanager
 async def serving(
-    handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], **options: Any
+    handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    *,
+    crossing: float = 0.0,
+    **options: Any,
 ) -> AsyncIterator[HttpUpstream]:
+    """`crossing`: for how long a kept connection must have been idle to be taken for closed by that."""
     async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         there = openai_upstream(name="it", base_url=f"http://127.0.0.1:{port}/v1", **options)
+        there._transport._crossing = crossing
         try:
             yield there
         finally:
@@ -799,6 +804,17 @@ async def test_a_call_that_crosses_the_end_of_a_kept_connection_is_sent_once_mor
 
     assert bodies == [b'{"choices": []}'] * 3
     assert (server.connections, server.requests) == (3, 5)  # the second and the third were sent twice
+
+
+async def test_a_call_that_finds_a_busy_connection_closed_is_not_sent_again() -> None:
+    server = ClosesTheKept()
+
+    async with serving(server, crossing=1.0) as there:
+        await there.complete(chat())
+        with pytest.raises(UpstreamError, match="without an answer"):
+            await there.complete(chat())
+
+    assert (server.connections, server.requests) == (1, 2)
 
 
 async def test_a_call_that_crosses_the_end_of_a_kept_connection_is_sent_no_third_time() -> None:
