@@ -39,13 +39,19 @@ class RequestError(GatewayError):
 class Untranslatable(RequestError):
     """The request says something that the dialect of every target lacks, and that changes what is answered.
 
-    `names` are paths into the body as the client wrote it.
+    `names` are paths into the canonical body, or into what the client wrote
+    where that is in `Request.refused`; a path may have a note in brackets after
+    it. What the client is told is in its own words (service/api/wording.py).
     """
 
     def __init__(self, names: Sequence[str], *, dialect: str) -> None:
         shown = ", ".join(names[:10])
-        super().__init__(f"the model asked for cannot be told this in its dialect ({dialect}): {shown}", param=names[0])
+        super().__init__(
+            f"the model asked for cannot be told this in its dialect ({dialect}): {shown}",
+            param=names[0].partition(" (")[0],
+        )
         self.names = tuple(names)
+        self.dialect = dialect
 
 
 class AccessError(GatewayError):

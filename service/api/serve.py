@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from models.completion import Completion, Entry
-from models.errors import GatewayError, LimitError, NotCached, UpstreamError
+from models.errors import GatewayError, LimitError, NotCached, Untranslatable, UpstreamError
 from models.request import Request
 from service.api.dialect import Asked, Dialect, StreamEncoder
 from service.api.errors import error_headers, status_of
@@ -31,6 +31,7 @@ from service.api.exchange import (
     send_start,
     send_whole,
 )
+from service.api.wording import in_words_of
 from service.caching import assembly, replay
 from service.caching.single_flight import Flight
 from service.context import CacheOutcome, Context
@@ -77,6 +78,7 @@ async def serve(
     do.metrics.inflight.add((), 1)
     do.users += 1
     read = False
+    request: Request | None = None
     try:
         context = exchange.context = do.authenticate(headers, endpoint, request_id=request_id, started=started)
         if context.caller.key is not None:
@@ -92,8 +94,9 @@ async def serve(
         else:
             await _send_flight(exchange, answer, request, context)
     except GatewayError as error:
+        told = in_words_of(request, error) if request is not None and isinstance(error, Untranslatable) else error
         with contextlib.suppress(ClientGone):
-            await _send_failure(exchange, error, close=not read)
+            await _send_failure(exchange, told, close=not read)
     except ClientGone:
         record.client_gone = True
     except asyncio.CancelledError:
