@@ -19,6 +19,8 @@ AuthStyle = Literal["bearer", "x-api-key", "x-goog-api-key", "api-key"]
 
 _REQUEST_IDS = frozenset({"x-request-id", "request-id", "anthropic-request-id", "apim-request-id"})
 _RATE_LIMITS = ("x-ratelimit-", "ratelimit", "anthropic-ratelimit-")
+# Google calls a wrong key a bad request, and only in the details what it is.
+_WRONG_KEY = b'"API_KEY_INVALID"'
 _DESCRIBING = ("content-type", "content-disposition", "content-length")
 _NOT_A_STREAM = ("text/html", "image/", "audio/", "video/", "multipart/")
 # The last event of a Responses stream repeats the whole answer, images in base64 among it.
@@ -193,9 +195,15 @@ class HttpUpstream:
         headers = _returned(answer.headers)
         retry_after = _retry_after(answer.headers)
         message = f"the upstream {self.name!r} answered with status {status}"
+        body = None
+        if 400 <= status < 500 and (self._passthrough or status not in {401, 403}):
+            body = await _error_body(answer)
+            if dialect == "gemini" and not self._passthrough and _WRONG_KEY in (body or b""):
+                status = 401
+        else:
+            answer.abandon()
         credentials = status in {401, 403}
         if not 400 <= status < 500 or (credentials and not self._passthrough):
-            answer.abandon()
             if credentials:
                 message = f"the upstream {self.name!r} refused its credentials; check api_key of that upstream"
             elif status < 400:
@@ -203,7 +211,6 @@ class HttpUpstream:
             return UpstreamError(message, retry_after=retry_after, headers=headers, answered=status)
         if credentials:
             message = f"the upstream {self.name!r} refused the credentials of the request"
-        body = await _error_body(answer)
         return UpstreamError(
             message, status=status, body=body, retry_after=retry_after, headers=headers, dialect=dialect
         )

@@ -3,34 +3,24 @@
 https://platform.openai.com/docs/api-reference
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 
 from backends.upstream.base import Call
+from backends.upstream.openai_request import NO_QUIRKS, Quirks, corrections, translated
 from backends.upstream.wire import Sent, Unreadable, as_written
 from models.completion import Chunk
-from models.errors import Untranslatable
 from models.request import Dialect, Operation
 
 _PATHS: dict[Operation, str] = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
-# Of an assistant's message, what only other dialects, or servers that said it, can read.
-_FOREIGN = frozenset({"reasoning_details", "provider_content", "layout"})
-# Tokens that may go into reasoning, up to which an effort stands for them. The API has no word for a number of them.
-_EFFORTS: Final = ((0, "none"), (1024, "minimal"), (4096, "low"), (16384, "medium"))
 
 
 class OpenAIWire:
     """What a client of this dialect wrote is changed only where the provider would refuse it, or not hear it.
 
-    `renamed` are fields a provider knows under another name, `roles` those of
-    messages that it calls otherwise. `accepted` are fields it takes beyond the
-    OpenAI API (`top_k`, and `reasoning_content` in messages); they matter only
-    to what came in another dialect, and so do names of a message's fields in
-    `renamed`. `call_id_length`: ids of tool calls have exactly so many letters
-    and digits. `stream_usage`: it is asked for usage on streams.
+    `stream_usage`: it is asked for usage on streams.
     """
 
     dialect: Dialect = "openai"
@@ -40,25 +30,19 @@ class OpenAIWire:
         self,
         *,
         stream_usage: bool = True,
-        renamed: Mapping[str, str] | None = None,
-        roles: Mapping[str, str] | None = None,
-        accepted: Sequence[str] = (),
-        call_id_length: int | None = None,
+        quirks: Quirks = NO_QUIRKS,
         operations: frozenset[Operation] = frozenset(_PATHS),
     ) -> None:
         self.operations = operations
         self._stream_usage = stream_usage
-        self._renamed = renamed or {}
-        self._roles = roles or {}
-        self._accepted = frozenset(accepted)
-        self._call_id_length = call_id_length
+        self._quirks = quirks
 
     def request(self, call: Call, *, stream: bool) -> Sent:
         path = _PATHS[call.operation]
         if call.dialect == self.dialect:
             changes = self._stream_changes(call) if stream else _whole_changes(call)
-            return Sent(path, _changed(call, changes | self._corrections(call.body)))
-        body = self._translated(call)
+            return Sent(path, _changed(call, changes | corrections(call.body, self._quirks)))
+        body = translated(call, self._quirks)
         if stream:
             body["stream"] = True
             if self._stream_usage:
@@ -97,89 +81,6 @@ class OpenAIWire:
             if options.get("include_usage") is not True:
                 changes["stream_options"] = {**options, "include_usage": True}
         return changes
-
-    def _corrections(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """What of a client's own body the provider would refuse or not hear, by field, as it calls it."""
-        changes: dict[str, Any] = {}
-        for name, other in self._renamed.items():
-            if name in body:
-                changes[name] = None
-                if body[name] is not None:
-                    changes[other] = body[name]
-        messages = body.get("messages")
-        if (self._roles or self._call_id_length) and isinstance(messages, list):
-            corrected = [self._corrected(message) for message in messages]
-            if any(new is not old for new, old in zip(corrected, messages, strict=True)):
-                changes["messages"] = corrected
-        return changes
-
-    def _corrected(self, message: Any) -> Any:
-        """The message itself where nothing in it needs to change, or where it is none: the provider says what it is."""
-        if not isinstance(message, dict):
-            return message
-        changes: dict[str, Any] = {}
-        role = message.get("role")
-        if isinstance(role, str) and role in self._roles:
-            changes["role"] = self._roles[role]
-        if self._call_id_length:
-            calls = message.get("tool_calls")
-            if not self._fits(message.get("tool_call_id")):
-                changes["tool_call_id"] = self._short(message["tool_call_id"])
-            if isinstance(calls, list) and not all(self._fits(_id_of(call)) for call in calls):
-                changes["tool_calls"] = [
-                    call if self._fits(_id_of(call)) else {**call, "id": self._short(call["id"])} for call in calls
-                ]
-        return {**message, **changes} if changes else message
-
-    def _fits(self, call_id: Any) -> bool:
-        """Also of what is no id."""
-        return not isinstance(call_id, str) or (
-            len(call_id) == self._call_id_length and call_id.isascii() and call_id.isalnum()
-        )
-
-    def _short(self, call_id: str) -> str:
-        """The same for the call and its result, and nothing the model or the client ever compares."""
-        return blake2b(call_id.encode("utf-8", "surrogatepass")).hexdigest()[: self._call_id_length]
-
-    def _translated(self, call: Call) -> dict[str, Any]:
-        """The canonical body without what is not of the OpenAI API. Raises `Untranslatable`."""
-        refused = list(call.refused)
-        body = dict(call.body)
-        body.pop("stream", None)
-        body.pop("stream_options", None)
-        body["model"] = call.model
-        if "top_k" in body and "top_k" not in self._accepted:
-            refused.append("top_k")
-        budget = body.pop("reasoning_budget", None)
-        if budget is not None and "reasoning_effort" not in body and budget >= 0:
-            body["reasoning_effort"] = next((effort for most, effort in _EFFORTS if budget <= most), "high")
-        body["messages"] = [
-            self._translated_message(message, f"messages[{at}]", refused)
-            for at, message in enumerate(body.get("messages", ()))
-        ]
-        for name, other in self._renamed.items():
-            if name in body:
-                body[other] = body.pop(name)
-        if refused:
-            raise Untranslatable(list(dict.fromkeys(refused)), dialect=self.dialect)
-        return body
-
-    def _translated_message(self, message: dict[str, Any], path: str, refused: list[str]) -> dict[str, Any]:
-        # Read by the dialect that wrote it, above: what is left here has no words in this one.
-        if message.get("provider_content") and not any(name.startswith(path) for name in refused):
-            refused.append(f"{path} (content of another dialect)")
-        foreign = _FOREIGN | ({"is_error"} if message["role"] == "tool" else {"reasoning_content"} - self._accepted)
-        kept = {self._renamed.get(name, name): value for name, value in message.items() if name not in foreign}
-        content = kept.get("content")
-        if isinstance(content, list):
-            for part in content:
-                file = part.get("file") if part.get("type") == "file" else None
-                if isinstance(file, dict) and "file_url" in file:
-                    refused.append(f"{path}.content (a document by its address)")
-                if message["role"] == "tool" and part.get("type") != "text":
-                    refused.append(f"{path}.content (a tool result that is not text)")
-        corrected: dict[str, Any] = self._corrected(kept)
-        return corrected
 
 
 class _Decoder:
@@ -269,10 +170,6 @@ _WHOLE: dict[Operation, msgspec.json.Decoder[_WholeChat] | msgspec.json.Decoder[
     "completion": msgspec.json.Decoder(_WholeChat),
     "embedding": msgspec.json.Decoder(_WholeEmbedding),
 }
-
-
-def _id_of(call: Any) -> Any:
-    return call.get("id") if isinstance(call, dict) else None
 
 
 def _whole_changes(call: Call) -> dict[str, Any]:

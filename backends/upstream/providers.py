@@ -9,13 +9,14 @@ import msgspec
 
 from backends.registry import PROVIDERS
 from backends.upstream.http import AuthStyle, HttpUpstream
+from backends.upstream.openai import OpenAIWire
+from backends.upstream.openai_request import Quirks
 from backends.upstream.wire import Wire
 from models.errors import ConfigError
 from models.request import Dialect, Operation
 
 # Imported when an upstream speaks them.
 _WIRES: dict[Dialect, tuple[str, str]] = {
-    "openai": ("backends.upstream.openai", "OpenAIWire"),
     "responses": ("backends.upstream.responses", "ResponsesWire"),
     "anthropic": ("backends.upstream.anthropic", "AnthropicWire"),
     "gemini": ("backends.upstream.gemini", "GeminiWire"),
@@ -80,17 +81,14 @@ def upstream(
 
 
 def _wire(dialect: Dialect, known: Provider, *, stream_usage: bool) -> Wire:
-    module, attribute = _WIRES[dialect]
-    kind = getattr(import_module(module), attribute)
-    options: dict[str, Any] = {}
     if dialect == "openai":
-        options = {
-            "stream_usage": stream_usage and known.stream_usage,
-            "renamed": known.renamed,
-            "roles": known.roles,
-            "accepted": known.accepted,
-            "call_id_length": known.call_id_length,
-            "operations": known.serves,
-        }
-    wire: Wire = kind(**options)
+        quirks = Quirks(
+            renamed=known.renamed,
+            roles=known.roles,
+            accepted=frozenset(known.accepted),
+            call_id_length=known.call_id_length,
+        )
+        return OpenAIWire(stream_usage=stream_usage and known.stream_usage, quirks=quirks, operations=known.serves)
+    module, attribute = _WIRES[dialect]
+    wire: Wire = getattr(import_module(module), attribute)()
     return wire
