@@ -108,6 +108,7 @@ def error_headers(error: GatewayError) -> list[tuple[bytes, bytes]]:
         if error.status is None:
             # We have already done what retrying can do; an SDK that retries 5xx would only multiply the load.
             headers.append((b"x-should-retry", b"false"))
-    elif isinstance(error, NotCached):
+    elif isinstance(error, NotCached | AccessError):
+        # Claude Code asks on for minutes after a 401 that does not say so.
         headers.append((b"x-should-retry", b"false"))
     return headers

@@ -58,6 +58,7 @@ def test_a_providers_own_refusal_keeps_its_status_and_words() -> None:
     assert (b"x-should-retry", b"false") not in error_headers(refusal)
 
 
-def test_an_sdk_is_told_not_to_repeat_what_was_tried() -> None:
+def test_an_sdk_is_told_not_to_repeat_what_was_tried_or_is_not_allowed() -> None:
     assert (b"x-should-retry", b"false") in error_headers(UpstreamError("x"))
     assert (b"x-should-retry", b"false") in error_headers(NotCached("x"))
+    assert (b"x-should-retry", b"false") in error_headers(AccessError("x"))
