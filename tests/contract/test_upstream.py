@@ -512,6 +512,23 @@ async def test_refused_credentials_are_ours_to_mend(fault: str, http: HttpUpstre
     assert (refused.value.status, refused.value.body) == (None, None)
 
 
+@pytest.mark.parametrize("dialect", [dialect for dialect, vendor in DIALECTS.items() if vendor])
+async def test_a_wrong_key_is_ours_to_mend_whatever_its_vendor_calls_it(
+    dialect: Dialect, fakes: dict[Dialect, Fake]
+) -> None:
+    """Google calls it a bad request."""
+    provider = "openai" if dialect == "responses" else dialect
+    wrong = openai_upstream(
+        name="it", provider=provider, dialects=[dialect], base_url=fakes[dialect].base_url, api_key="wrong"
+    )
+
+    with pytest.raises(UpstreamError, match="refused its credentials; check api_key") as refused:
+        await wrong.complete(chat())
+    await wrong.close()
+
+    assert (refused.value.status, refused.value.body, refused.value.answered) == (None, None, 401)
+
+
 @pytest.mark.parametrize("fault", ["401", "403"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 async def test_refused_credentials_of_the_caller_are_the_callers_to_mend(
