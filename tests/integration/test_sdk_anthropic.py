@@ -378,7 +378,6 @@ def test_what_a_caller_does_wrong_is_an_error_of_the_sdk(client: anthropic.Anthr
         ("400", anthropic.BadRequestError, 400),
         ("404", anthropic.NotFoundError, 404),
         ("413", anthropic.RequestTooLargeError, 413),
-        ("401", anthropic.InternalServerError, 502),  # the gateway's own credential is not the caller's to mend
         ("529", anthropic.InternalServerError, 502),
     ],
 )
@@ -400,6 +399,15 @@ def test_what_any_vendor_refuses_is_an_error_of_the_sdk(
     assert caught.value.status_code == status
     assert ("the vendor's own words" in caught.value.message) == (status < 500)
     assert caught.value.response.headers["x-keepgate-request-id"]
+
+
+def test_a_key_that_a_vendor_refuses_is_not_the_callers_to_mend(client: anthropic.Anthropic, model: str) -> None:
+    with pytest.raises((anthropic.InternalServerError, anthropic.ServiceUnavailableError)) as caught:
+        client.messages.create(**asking(f"keyless-{model}"))
+
+    # It rests once it was refused.
+    assert caught.value.status_code in (502, 503)
+    assert caught.value.body["error"]["type"] == "api_error"  # type: ignore[index] # an object
 
 
 @pytest.mark.parametrize("name", [MODELS["anthropic"], MODELS["openai"]])

@@ -443,7 +443,6 @@ def test_moderations_audio_and_files_are_passed_on(client: openai.OpenAI, vendor
         ("400", openai.BadRequestError, 400),
         ("404", openai.NotFoundError, 404),
         ("413", openai.APIStatusError, 413),
-        ("401", openai.InternalServerError, 502),  # the gateway's own credential is not the caller's to mend
         ("500", openai.InternalServerError, 502),
         ("529", openai.InternalServerError, 502),
     ],
@@ -469,3 +468,35 @@ def test_what_any_vendor_refuses_is_an_error_of_the_sdk(
         assert caught.value.status_code == status
         assert ("the vendor's own words" in caught.value.message) == (status < 500)
         assert caught.value.response.headers["x-keepgate-request-id"]
+
+
+def test_a_key_that_a_vendor_refuses_is_not_the_callers_to_mend(client: openai.OpenAI, model: str) -> None:
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(model=f"keyless-{model}", messages=said(QUESTION))
+
+    # It rests once it was refused.
+    assert (caught.value.status_code, caught.value.code) in [(502, "upstream_error"), (503, "upstream_unavailable")]
+
+
+def test_a_rate_limit_is_waited_out(client: openai.OpenAI, vendors: Vendors) -> None:
+    vendors.fail("429", times=1, retry_after="1")
+
+    # By the gateway where it has patience left, else by the SDK, which is told for how long.
+    answer = client.with_options(max_retries=1).responses.create(model=MODELS["responses"], input=QUESTION)
+
+    assert answer.output_text == ANSWER
+    assert vendors.calls == 2
+
+
+def test_a_stream_that_breaks_raises_and_leaves_nothing_behind(
+    client: openai.OpenAI, vendors: Vendors, model: str
+) -> None:
+    vendors.fail("cut", times=2)
+    for ask in (client.chat.completions.create, client.responses.create):
+        asked = {"messages": said(QUESTION)} if ask == client.chat.completions.create else {"input": QUESTION}
+        stream = ask(model=model, stream=True, **asked)
+        with pytest.raises(openai.APIError, match="upstream"):
+            list(stream)
+
+    raw = client.chat.completions.with_raw_response.create(model=model, messages=said(QUESTION))
+    assert raw.headers["x-keepgate-cache"] == "miss"

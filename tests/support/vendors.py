@@ -2,6 +2,7 @@
 
     vendors.gateway, vendors.calls            # and fakes by name: vendors.fakes["anthropic"]
     MODELS["anthropic"]                       # what a client asks for: `anthropic/claude-haiku-4-5`
+    f"keyless-{MODELS['anthropic']}"          # the same of an upstream whose key the vendor refuses
 
 `responses` and `openai` are the same fake, which speaks both.
 """
@@ -64,15 +65,16 @@ def running_vendors(directory: Path) -> Iterator[Vendors]:
         }
         upstreams: list[Json] = [
             {
-                "name": name,
+                "name": f"{prefix}{name}",
                 "provider": "openai" if name == "responses" else name,
                 "base_url": fake.base_url,
-                "api_key": KEY,
+                "api_key": key,
                 "dialects": [name],
                 # A fault that is told once is met once: a breaker must not remember it for the next test.
                 "breaker": {"failures": 1000},
             }
             for name, fake in fakes.items()
+            for prefix, key in (("", KEY), ("keyless-", "revoked"))
         ]
         config = settings(directory, "", upstreams=upstreams, endpoints=_ENDPOINTS)
         yield Vendors(stack.enter_context(running_gateway(directory, config)), fakes)
