@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from backends.upstream.anthropic_answer import EventDecoder, whole
-from backends.upstream.anthropic_request import translate
+from backends.upstream.anthropic_request import THOUGHTS, translate
 from backends.upstream.base import Call
 from backends.upstream.wire import Sent, as_written
 from models.errors import RequestError
@@ -48,14 +48,35 @@ class AnthropicWire:
 
 
 def _as_asked(call: Call, native: Mapping[str, Any], *, stream: bool) -> bytes:
-    """What the client wrote, but for the model and whether it streams."""
+    """What the client wrote, but for the model and whether it streams.
+
+    A turn that begins without thoughts, because another provider took it so
+    far, cannot go on with a budget for them: the API would refuse it.
+    """
     changed = dict(native)
+    if _lacks_thoughts(native):
+        del changed["thinking"]
     if native.get("model") != call.model:
         changed["model"] = call.model
     if stream:
         changed["stream"] = True
     elif native.get("stream"):
         del changed["stream"]
-    if stream == (native.get("stream") is True) and changed.get("model") == native.get("model"):
+    if changed == native:
         return as_written(call.raw, native)
     return msgspec.json.encode(changed)
+
+
+def _lacks_thoughts(native: Mapping[str, Any]) -> bool:
+    match native:
+        case {
+            "thinking": {"type": "enabled"},
+            "messages": [
+                *_,
+                {"role": "assistant", "content": [{"type": str(first)}, *_]},
+                {"role": "user", "content": list(results)},
+            ],
+        }:
+            called = any(isinstance(block, dict) and block.get("type") == "tool_result" for block in results)
+            return called and first not in THOUGHTS
+    return False

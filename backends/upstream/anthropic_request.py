@@ -56,7 +56,7 @@ _MESSAGE_FIELDS = frozenset(
     {
         *("role", "content", "name", "refusal", "annotations", "audio", "function_call", "tool_calls", "tool_call_id"),
         *("is_error", "reasoning", "reasoning_content", "reasoning_details", "provider_content", "layout"),
-        "cache_control",
+        *("cache_control", "content_items"),
     }
 )
 _TOOL_FIELDS = frozenset({"type", "function", "cache_control"})
@@ -66,6 +66,7 @@ _IMAGE_TYPES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9_-]")
 _VERSION = re.compile(r"claude-(?:[a-z]+-)*?v?(\d{1,2})(?:[-.](\d{1,2}))?(?!\d)")
 
+THOUGHTS = frozenset({"thinking", "redacted_thinking"})
 _THINKS = frozenset({"enabled", "adaptive"})
 _LEAST_BUDGET = 1024
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 24576}
@@ -584,7 +585,7 @@ def _goes_on_without_thoughts(turns: Sequence[Block]) -> bool:
     clients do not keep them. The API refuses such a turn if it is to think on."""
     if len(turns) < 2 or not any(block.get("type") == "tool_result" for block in turns[-1]["content"]):
         return False
-    return turns[-2]["content"][0].get("type") not in {"thinking", "redacted_thinking"}
+    return turns[-2]["content"][0].get("type") not in THOUGHTS
 
 
 def _sampling(body: Mapping[str, Any], model: _Traits, losses: _Losses, *, with_budget: bool) -> dict[str, Any]:

@@ -76,7 +76,9 @@ _READ: Final = frozenset(
 KNOWN: Final = frozenset(_NUMBERS) | frozenset(_COUNTS) | _HARMLESS | frozenset(_REFUSED) | _READ
 
 _OF_EVERY_MESSAGE: Final = frozenset({"role", "content", "name", "provider_content", "cache_control"})
-_OF_ASSISTANT: Final = {"refusal", "audio", "function_call", "layout", "annotations", "reasoning", "reasoning_content"}
+_OF_ASSISTANT: Final = {
+    *("refusal", "audio", "function_call", "layout", "annotations", "content_items", "reasoning", "reasoning_content"),
+}
 _OF_ROLE: Final = {
     "system": _OF_EVERY_MESSAGE,
     "developer": _OF_EVERY_MESSAGE,

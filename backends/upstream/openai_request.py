@@ -16,6 +16,8 @@ Json = dict[str, Any]
 
 # Of a message and of a call, what only other dialects, or servers that said it, can read.
 _FOREIGN: Final = frozenset({"reasoning_details", "provider_content", "content_items", "layout"})
+# Who can read `reasoning_details`: their `format`s that this gateway gives.
+_MAKERS: Final = frozenset({"anthropic-claude-v1", "openai-responses-v1", "google-gemini-v1"})
 _FOREIGN_TO_CALLS: Final = ("item_id", "namespace", "caller", "async", "toolset_name")
 # Tokens that may go into reasoning, up to which an effort stands for them. The API has no word for a number of them.
 _EFFORTS: Final = ((0, "none"), (2048, "low"), (16384, "medium"))
@@ -23,8 +25,9 @@ _EFFORTS: Final = ((0, "none"), (2048, "low"), (16384, "medium"))
 
 class Quirks(msgspec.Struct, frozen=True):
     """What a provider has of its own. `renamed` are fields it knows under another name only, `roles` those of messages;
-    `accepted` are fields it takes beyond the OpenAI API (`top_k`, `reasoning_content` in messages) and, as
-    `custom_tools`, tools of free form. `call_id_length`: ids of tool calls have exactly so many letters and digits."""
+    `accepted` are fields it takes beyond the OpenAI API (`top_k`; `reasoning_content` and `reasoning_details` in
+    messages) and, as `custom_tools`, tools of free form. `call_id_length`: ids of tool calls have exactly so many
+    letters and digits."""
 
     renamed: Mapping[str, str] = {}
     roles: Mapping[str, str] = {}
@@ -45,8 +48,8 @@ def corrections(body: Mapping[str, Any], quirks: Quirks) -> Json:
             if body[name] is not None:
                 changes[other] = body[name]
     messages = body.get("messages")
-    if (quirks.roles or quirks.call_id_length) and isinstance(messages, list):
-        corrected = [_corrected(message, quirks) for message in messages]
+    if isinstance(messages, list):
+        corrected = [_corrected(_without_foreign(message, quirks), quirks) for message in messages]
         if any(new is not old for new, old in zip(corrected, messages, strict=True)):
             changes["messages"] = corrected
     return changes
@@ -169,6 +172,32 @@ def _is_strict(schema: Any) -> bool:
         if not set(properties or ()) <= {name for name in required if isinstance(name, str)}:
             return False
     return all(_is_strict(value) for value in schema.values())
+
+
+def _without_foreign(message: Any, quirks: Quirks) -> Any:
+    """The message itself, or without what this gateway told a client of another dialect's answer: the client sends it
+    back wherever the conversation goes on. What a server says of its reasoning in fields of these names is its own."""
+    if not isinstance(message, dict) or message.get("role") != "assistant" or len(message) == 2:
+        return message
+    gone = {name for name in ("content_items", "layout", "provider_content") if name in message}
+    details = message.get("reasoning_details")
+    if "reasoning_details" not in quirks.accepted and isinstance(details, list) and any(map(_is_made_here, details)):
+        gone.add("reasoning_details")
+        gone |= {"reasoning_content"} - quirks.accepted
+    kept = {name: value for name, value in message.items() if name not in gone} if gone else message
+    calls = kept.get("tool_calls")
+    if isinstance(calls, list) and any(isinstance(call, dict) and "item_id" in call for call in calls):
+        told = [
+            {name: call[name] for name in call if name not in _FOREIGN_TO_CALLS} if isinstance(call, dict) else call
+            for call in calls
+        ]
+        kept = {**kept, "tool_calls": told}
+    return kept
+
+
+def _is_made_here(detail: Any) -> bool:
+    maker = detail.get("format") if isinstance(detail, dict) else None
+    return isinstance(maker, str) and maker in _MAKERS
 
 
 def _corrected(message: Any, quirks: Quirks) -> Any:

@@ -103,6 +103,8 @@ def text(said: str, **fields: Any) -> Json:
 
 
 NATIVE = {"max_tokens": 5, "model": "claude-opus-4-6", "messages": HELLO, "tomorrow": {"field": 1}}
+TOLD = {"type": "tool_use", "id": "call_1", "name": "look", "input": {}}
+RESULT = {"type": "tool_result", "tool_use_id": "call_1", "content": "sunny"}
 
 
 def test_a_call_of_the_same_dialect_that_needs_no_change_is_sent_as_its_bytes() -> None:
@@ -136,6 +138,39 @@ def test_a_whole_answer_is_asked_for_where_the_client_streams() -> None:
     )
 
     assert request.body == msgspec.json.encode(NATIVE)
+
+
+@pytest.mark.parametrize(
+    ("thinking", "said", "results", "kept"),
+    [
+        ({"type": "enabled", "budget_tokens": 1024}, [TOLD], [RESULT], False),
+        (
+            {"type": "enabled", "budget_tokens": 1024},
+            [{"type": "redacted_thinking", "data": "x"}, TOLD],
+            [RESULT],
+            True,
+        ),
+        ({"type": "enabled", "budget_tokens": 1024}, [TOLD], [{"type": "text", "text": "And?"}], True),
+        ({"type": "enabled", "budget_tokens": 1024}, [], [RESULT], True),
+        ({"type": "enabled", "budget_tokens": 1024}, "Hm.", [RESULT, 7], True),
+        ({"type": "adaptive"}, [TOLD], [RESULT], True),
+    ],
+)
+def test_a_turn_that_another_provider_began_without_thoughts_goes_on_without_a_budget_for_them(
+    thinking: Json, said: Any, results: Any, kept: bool
+) -> None:
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": said},
+        {"role": "user", "content": results},
+    ]
+    native: Json = {**NATIVE, "messages": turns, "thinking": thinking}
+    raw = msgspec.json.encode(native)
+
+    request = WIRE.request(Call("chat", native["model"], {}, raw, dialect="anthropic", native=native), stream=False)
+
+    unsaid = {name: value for name, value in native.items() if name != "thinking"}
+    assert msgspec.json.decode(request.body) == (native if kept else unsaid)
 
 
 def test_bytes_with_a_key_twice_are_not_sent() -> None:

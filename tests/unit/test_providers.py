@@ -254,6 +254,43 @@ def test_what_an_openai_client_says_of_reasoning_is_not_touched() -> None:
     assert sent(wire_of("openrouter"), asked({"messages": messages}))["messages"] == messages
 
 
+def test_what_another_dialect_s_answer_left_in_an_openai_client_s_history_goes_no_further() -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    said = {"role": "assistant", "content": "Four", "tool_calls": [call]}
+    signed = {"type": "reasoning.text", "index": 0, "format": "anthropic-claude-v1", "text": "2 + 2", "signature": "s"}
+    ours = {
+        "reasoning_content": "2 + 2",
+        "reasoning_details": [signed],
+        "layout": [["content", 4]],
+        "content_items": [{"offset": 0}],
+        "provider_content": [],
+        "tool_calls": [{**call, "item_id": "fc_1", "caller": {"type": "direct"}}],
+    }
+    body = asked({"messages": [{**said, **ours}]})
+
+    told = {provider: sent(wire_of(provider), body)["messages"][0] for provider in ("openai", "vllm", "openrouter")}
+
+    assert told["openai"] == said
+    assert told["vllm"] == {**said, "reasoning_content": "2 + 2"}
+    assert told["openrouter"] == {**said, "reasoning_content": "2 + 2", "reasoning_details": [signed]}
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"reasoning_content": "2 + 2"},
+        {"reasoning_details": [{"format": "xai-responses-v1", "data": "…"}], "reasoning_content": "2 + 2"},
+        {"reasoning_details": [7, {"format": []}, None]},
+        {"tool_calls": [7, {"id": 7}]},
+        {"annotations": [], "refusal": None},
+    ],
+)
+def test_what_a_server_may_have_said_itself_is_sent_back_to_it(own: Any) -> None:
+    messages = [{"role": "assistant", "content": "Four", **own}]
+
+    assert sent(wire_of("openai"), asked({"messages": messages}))["messages"] == messages
+
+
 def test_top_k_is_passed_to_who_takes_it_and_refused_elsewhere() -> None:
     call = asked({"top_k": 4}, dialect="anthropic")
 
