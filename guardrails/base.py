@@ -1,0 +1,30 @@
+"""The protocol of a detector: it finds and reports, and neither edits nor decides."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from models.finding import Finding, Segment
+
+
+class DetectorError(Exception):
+    """It could not look, or not at everything. Becomes the fail mode of the rule that asked. Never holds a text."""
+
+
+class Detector(Protocol):
+    """`name` is what `detect:` in a rule calls it; so does each of `kinds`, where one of them is wanted.
+
+    `revision` changes whenever the same text may give other findings: it is
+    part of the cache identity. `reach` is the longest finding that may hold
+    white space, in code points, with the context before it that it needs: 0
+    where none can, None where there is no longest one. `inline`: it answers
+    in microseconds and never waits.
+    """
+
+    name: str
+    kinds: frozenset[str]
+    revision: str
+    reach: int | None
+    inline: bool
+
+    async def detect(self, segments: Sequence[Segment]) -> Sequence[Finding]:
+        """In any order. Raises `DetectorError`; a text it cannot look at is one."""

@@ -1,0 +1,1 @@
+"""One detector a module; they do not know each other."""
