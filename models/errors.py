@@ -78,6 +78,12 @@ class ContentBlocked(GatewayError):
     code = "content_blocked"
 
 
+class GuardrailUnavailable(GatewayError):
+    """A rule that must not be left out could not look; nothing was let through."""
+
+    code = "guardrail_unavailable"
+
+
 class UpstreamError(GatewayError):
     """The upstream did not answer as asked.
 
