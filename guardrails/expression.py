@@ -1,0 +1,607 @@
+"""What an expression in re2's syntax can match: how long it gets, and a wider expression for Hyperscan.
+
+`parse` trusts that re2 has compiled the expression: it never refuses one that re2 would take, but may say
+`NotUnderstood`, and then nothing is known about it. Semantics are re2's: `\\w`, `\\d`, `\\s` and `\\b` are ASCII,
+`$` is the end of the text, `.` is a code point.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Final
+
+_ALL: Final = (1 << 128) - 1
+_LOWER: Final = sum(1 << ord(c) for c in "abcdefghijklmnopqrstuvwxyz")
+_UPPER: Final = _LOWER >> 32
+_DIGITS: Final = sum(1 << ord(c) for c in "0123456789")
+_WORD: Final = _LOWER | _UPPER | _DIGITS | 1 << ord("_")
+_SPACE: Final = sum(1 << ord(c) for c in "\t\n\f\r ")
+_NOT_A_LINE_END: Final = _ALL & ~(1 << ord("\n"))
+_PUNCTUATION: Final = sum(1 << c for c in range(33, 127)) & ~(_LOWER | _UPPER | _DIGITS)
+# What Unicode calls white space in ASCII: re2's `\s`, and the controls that `str.isspace` adds.
+_BLANK: Final = sum(1 << c for c in range(128) if chr(c).isspace())
+
+_PERL: Final = {"d": _DIGITS, "s": _SPACE, "w": _WORD}
+_POSIX: Final = {
+    "alnum": _LOWER | _UPPER | _DIGITS,
+    "alpha": _LOWER | _UPPER,
+    "ascii": _ALL,
+    "blank": 1 << 9 | 1 << 32,
+    "cntrl": (1 << 32) - 1 | 1 << 127,
+    "digit": _DIGITS,
+    "graph": _LOWER | _UPPER | _DIGITS | _PUNCTUATION,
+    "lower": _LOWER,
+    "print": _LOWER | _UPPER | _DIGITS | _PUNCTUATION | 1 << 32,
+    "punct": _PUNCTUATION,
+    "space": _SPACE | 1 << 11,
+    "upper": _UPPER,
+    "word": _WORD,
+    "xdigit": _DIGITS | sum(1 << ord(c) for c in "abcdefABCDEF"),
+}
+_CONTROL: Final = {"a": 7, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11}
+# The two code points outside ASCII that fold to an ASCII letter: the long s and the Kelvin sign.
+FOLDING: Final = {0x17F: ord("s"), 0x212A: ord("k")}
+
+_REPEAT: Final = re.compile(r"\{(\d{1,4})(,?)(\d{0,4})\}")
+_FLAGS: Final = re.compile(r"\?([imsU]*)(-[imsU]+)?([:)])")
+_NAME: Final = re.compile(r"\?P?<\w+>")
+_PROPERTY: Final = re.compile(r"[pP](?:\{\^?([A-Za-z_]+)\}|([A-Z]))")
+_MAX_DEPTH: Final = 100
+
+# Hyperscan unrolls counted groups: past this many positions a count becomes "at least a few".
+_MAX_POSITIONS: Final = 400
+_MAX_COUNT: Final = 512
+_SHORT_GAP: Final = 16
+
+_SHORTEST_LITERAL: Final = 3
+_MOST_LITERALS: Final = 32
+_LONGEST_REPEATED: Final = 16
+
+
+class NotUnderstood(ValueError):
+    """A construct this parser does not know. The expression may be fine: ask re2."""
+
+
+class MatchesBytes(ValueError):
+    """`\\C`: a byte, which may be half a code point."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chars:
+    """One code point: of ASCII those whose bit is set, and any beyond ASCII if `wide`. `exact` is a literal one."""
+
+    ascii: int
+    wide: bool
+    exact: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """An assertion of no width: `A`, `z`, `b`, `B`, `^`, `$` (the last two at line ends)."""
+
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    items: tuple["Node", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    items: tuple["Node", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    item: "Node"
+    least: int
+    most: int | None
+
+
+Node = Chars | Look | Series | Choice | Repeat
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """`groups` is how many capture."""
+
+    node: Node
+    groups: int
+
+
+def parse(expression: str) -> Parsed:
+    """Raises `NotUnderstood`."""
+    parser = _Parser(expression)
+    node = parser.choice(_Modes(), depth=0)
+    if parser.at != len(expression):
+        raise NotUnderstood("a closing bracket with nothing open")
+    return Parsed(node, parser.groups)
+
+
+def width(node: Node) -> tuple[int, int | None]:
+    """The shortest and the longest match in code points; None where there is no longest."""
+    match node:
+        case Chars():
+            return 1, 1
+        case Look():
+            return 0, 0
+        case Series(items):
+            widths = [width(item) for item in items]
+            return sum(least for least, _ in widths), _sum([most for _, most in widths])
+        case Choice(items):
+            widths = [width(item) for item in items]
+            longest = [most for _, most in widths]
+            return min(least for least, _ in widths), None if None in longest else max(m or 0 for m in longest)
+        case Repeat(item, least, most):
+            low, high = width(item)
+            if high == 0:
+                return 0, 0
+            return low * least, None if most is None or high is None else high * most
+
+
+def can_hold_white_space(node: Node) -> bool:
+    match node:
+        case Chars(ascii=bits, wide=wide, exact=exact):
+            if exact is not None:
+                return chr(exact).isspace()
+            return wide or bool(bits & _BLANK)
+        case Look():
+            return False
+        case Series(items) | Choice(items):
+            return any(can_hold_white_space(item) for item in items)
+        case Repeat(item, _, most):
+            return most != 0 and can_hold_white_space(item)
+
+
+def assertions(node: Node) -> frozenset[str]:
+    """Every `Look.at` in it."""
+    match node:
+        case Chars():
+            return frozenset()
+        case Look(at):
+            return frozenset({at})
+        case Series(items) | Choice(items):
+            return frozenset().union(*(assertions(item) for item in items))
+        case Repeat(item):
+            return assertions(item)
+
+
+def for_hyperscan(node: Node) -> str:
+    """An expression over bytes that is found in the UTF-8 of every text in which re2 finds this one, and maybe in more.
+
+    Not so for texts with a code point of `FOLDING`. Raises `NotUnderstood`
+    where every text would hold it.
+    """
+    expression = _bytes_of(_core(node))
+    if not expression:
+        raise NotUnderstood("it is found in every text")
+    return expression
+
+
+def byte_width(node: Node) -> int | None:
+    """No match is longer than this in UTF-8."""
+    match node:
+        case Chars(ascii=bits, wide=wide):
+            folds = any(bits >> letter & 1 and bits >> letter - 32 & 1 for letter in FOLDING.values())
+            return 4 if wide else 3 if folds else 1
+        case Look():
+            return 0
+        case Series(items):
+            return _sum([byte_width(item) for item in items])
+        case Choice(items):
+            widths = [byte_width(item) for item in items]
+            return None if None in widths else max(w or 0 for w in widths)
+        case Repeat(item, _, most):
+            each = byte_width(item)
+            return 0 if each == 0 else None if most is None or each is None else each * most
+
+
+def literals(node: Node) -> frozenset[bytes]:
+    """Every match holds one of these when its ASCII is in lower case and `FOLDING` replaced; empty if none is known.
+
+    None is shorter than three bytes, and none is one byte over and over.
+    """
+    return min(_literal_sets(node), key=lambda some: (-min(map(len, some)), len(some)), default=frozenset())
+
+
+def _sum(widths: list[int | None]) -> int | None:
+    return None if None in widths else sum(w or 0 for w in widths)
+
+
+def _literal_sets(node: Node) -> list[frozenset[bytes]]:
+    match node:
+        case Series():
+            found: list[frozenset[bytes]] = []
+            run = b""
+            for item in (*_flat(node), Look("A")):
+                letter = _letter(item)
+                if letter is not None:
+                    run += letter
+                    continue
+                if len(run) >= _SHORTEST_LITERAL and len(set(run)) > 1:
+                    found.append(frozenset({run}))
+                run = b""
+                found.extend(_literal_sets(item))
+            return found
+        case Choice(items):
+            best = [literals(item) for item in items]
+            together = frozenset().union(*best)
+            return [together] if all(best) and len(together) <= _MOST_LITERALS else []
+        case Repeat(item, least, _) if least:
+            return _literal_sets(item)
+        case _:
+            return []
+
+
+def _flat(node: Node) -> list[Node]:
+    if isinstance(node, Series):
+        return [leaf for item in node.items for leaf in _flat(item)]
+    if (
+        isinstance(node, Repeat)
+        and node.least == node.most
+        and node.least <= _LONGEST_REPEATED
+        and isinstance(node.item, Chars)
+    ):
+        return [node.item] * node.least
+    return [node]
+
+
+def _letter(node: Node) -> bytes | None:
+    """The one byte sequence this code point is, in lower case."""
+    if not isinstance(node, Chars):
+        return None
+    if node.exact is not None:
+        return chr(node.exact).encode() if node.exact not in FOLDING else None
+    if node.wide or not node.ascii:
+        return None
+    highest = 1 << node.ascii.bit_length() - 1
+    letter = bytes([node.ascii.bit_length() - 1])
+    return letter.lower() if node.ascii == highest or (node.ascii == _fold(highest) and letter.isalpha()) else None
+
+
+def _core(node: Node, *, left: bool = True, right: bool = True) -> Node:
+    """What is left when whatever may be absent is cut off at these ends: found wherever the whole is."""
+    if isinstance(node, Repeat) and node.least:
+        return Repeat(node.item, node.least, node.least)
+    if isinstance(node, Choice):
+        return Choice(tuple(_core(item, left=left, right=right) for item in node.items))
+    if not isinstance(node, Series):
+        return node
+    items = list(node.items)
+    if left and right and sum(map(_is_gap, items)) > 1:
+        items = max(_between_gaps(items), key=lambda part: width(Series(tuple(part)))[0])
+    while left and items and _optional(items[0]):
+        del items[0]
+    while right and items and _optional(items[-1]):
+        del items[-1]
+    if items and left:
+        items[0] = _core(items[0], right=right and len(items) == 1)
+    if items and right:
+        items[-1] = _core(items[-1], left=left and len(items) == 1)
+    return Series(tuple(items))
+
+
+def _is_gap(node: Node) -> bool:
+    """Several of these in one expression cost Hyperscan seconds to compile."""
+    match node:
+        case Repeat(Chars(wide=wide), _, most):
+            return wide and (most is None or most > _SHORT_GAP)
+        case Repeat(item):
+            return _is_gap(item)
+        case Series(items) | Choice(items):
+            return any(_is_gap(item) for item in items)
+        case _:
+            return False
+
+
+def _between_gaps(items: list[Node]) -> list[list[Node]]:
+    parts: list[list[Node]] = [[]]
+    for item in items:
+        if _is_gap(item):
+            parts.append([])
+        else:
+            parts[-1].append(item)
+    return parts
+
+
+def _optional(node: Node) -> bool:
+    return not isinstance(node, Look) and width(node)[0] == 0 and not assertions(node)
+
+
+def _positions(node: Node) -> int:
+    match node:
+        case Chars():
+            return 1
+        case Look():
+            return 1
+        case Series(items) | Choice(items):
+            return sum(_positions(item) for item in items)
+        case Repeat(item, least, most):
+            return max(least, most or 0, 1) * _positions(item)
+
+
+def _bytes_of(node: Node) -> str:
+    match node:
+        case Chars(exact=int() as code):
+            return "(?:" + "".join(f"\\x{byte:02x}" for byte in chr(code).encode()) + ")"
+        case Chars():
+            return _byte_class(node) + ("{1,4}" if node.wide else "")
+        case Look(at):
+            # Hyperscan's ideas of a line's end are not re2's: that one is left out, which only finds more.
+            return {"A": r"\A", "z": r"\z", "b": r"\b", "B": r"\B"}.get(at, "")
+        case Series(items):
+            return "".join(_bytes_of(item) for item in items)
+        case Choice(items):
+            return "(?:" + "|".join(_bytes_of(item) for item in items) + ")"
+        case Repeat(Chars(exact=None) as item, least, most):
+            ends = most if most is None or not item.wide else 4 * most
+            return _byte_class(item) + _count(min(least, _MAX_COUNT), None if (ends or 0) > _MAX_COUNT else ends)
+        case Repeat(item, least, most):
+            inner = _bytes_of(item)
+            if not inner or most == 0:
+                return ""
+            if _positions(node) > _MAX_POSITIONS:
+                least, most = min(least, 2), None
+            return f"(?:{inner})" + _count(least, most)
+
+
+def _count(least: int, most: int | None) -> str:
+    if most is None:
+        return {0: "*", 1: "+"}.get(least, f"{{{least},}}")
+    return f"{{{least}}}" if least == most else f"{{{least},{most}}}"
+
+
+def _byte_class(chars: Chars) -> str:
+    spans: list[tuple[int, int]] = []
+    code = 0
+    while code < 128:
+        if chars.ascii >> code & 1:
+            end = code
+            while end < 127 and chars.ascii >> (end + 1) & 1:
+                end += 1
+            spans.append((code, end))
+            code = end
+        code += 1
+    if chars.wide:
+        spans.append((0x80, 0xFF))
+    if not spans:
+        raise NotUnderstood("a class that holds nothing")
+    return "[" + "".join(f"\\x{a:02x}" if a == b else f"\\x{a:02x}-\\x{b:02x}" for a, b in spans) + "]"
+
+
+@dataclass(slots=True)
+class _Modes:
+    fold: bool = False
+    lines: bool = False
+    dot_all: bool = False
+
+
+class _Parser:
+    def __init__(self, expression: str) -> None:
+        self.text = expression
+        self.at = 0
+        self.groups = 0
+
+    def choice(self, outer: _Modes, *, depth: int) -> Node:
+        if depth > _MAX_DEPTH:
+            raise NotUnderstood("groups nested too deep")
+        modes = _Modes(outer.fold, outer.lines, outer.dot_all)
+        branches: list[Node] = []
+        items: list[Node] = []
+        while self.at < len(self.text) and self.text[self.at] != ")":
+            if self.text[self.at] == "|":
+                self.at += 1
+                branches.append(_series(items))
+                items = []
+            else:
+                self._piece(modes, items, depth)
+        branches.append(_series(items))
+        return branches[0] if len(branches) == 1 else Choice(tuple(branches))
+
+    def _piece(self, modes: _Modes, items: list[Node], depth: int) -> None:
+        character = self.text[self.at]
+        self.at += 1
+        match character:
+            case "(":
+                group = self._group(modes, depth)
+                if group is not None:
+                    items.append(group)
+            case "[":
+                items.append(self._bracket(modes))
+            case ".":
+                items.append(Chars(_ALL if modes.dot_all else _NOT_A_LINE_END, wide=True))
+            case "^":
+                items.append(Look("^" if modes.lines else "A"))
+            case "$":
+                items.append(Look("$" if modes.lines else "z"))
+            case "\\":
+                self._escape(modes, items)
+            case "*" | "+" | "?":
+                least, most = {"*": (0, None), "+": (1, None), "?": (0, 1)}[character]
+                self._repeat(items, least, most)
+            case "{":
+                counted = _REPEAT.match(self.text, self.at - 1)
+                if counted is None:
+                    items.append(_literal(ord("{"), modes))
+                    return
+                self.at = counted.end()
+                least = int(counted[1])
+                self._repeat(items, least, (int(counted[3]) if counted[3] else None) if counted[2] else least)
+            case _:
+                items.append(_literal(ord(character), modes))
+
+    def _repeat(self, items: list[Node], least: int, most: int | None) -> None:
+        if self.text.startswith("?", self.at):
+            self.at += 1
+        if not items:
+            raise NotUnderstood("a repetition of nothing")
+        items[-1] = Repeat(items[-1], least, most)
+
+    def _group(self, modes: _Modes, depth: int) -> Node | None:
+        flags = _FLAGS.match(self.text, self.at)
+        inner = modes
+        if flags is not None:
+            self.at = flags.end()
+            if flags[3] == ")":
+                _switch(modes, flags[1], flags[2])
+                return None
+            inner = _Modes(modes.fold, modes.lines, modes.dot_all)
+            _switch(inner, flags[1], flags[2])
+        else:
+            name = _NAME.match(self.text, self.at)
+            if name is not None:
+                self.at = name.end()
+            elif self.text.startswith("?", self.at):
+                raise NotUnderstood("an unknown kind of group")
+            self.groups += 1
+        node = self.choice(inner, depth=depth + 1)
+        if not self.text.startswith(")", self.at):
+            raise NotUnderstood("a group that is not closed")
+        self.at += 1
+        return node
+
+    def _escape(self, modes: _Modes, items: list[Node]) -> None:
+        if self.at == len(self.text):
+            raise NotUnderstood("a lone backslash")
+        character = self.text[self.at]
+        if character == "Q":
+            end = self.text.find("\\E", self.at)
+            end = len(self.text) if end < 0 else end
+            items.extend(_literal(ord(c), modes) for c in self.text[self.at + 1 : end])
+            self.at = end + 2
+        elif character == "C":
+            raise MatchesBytes
+        elif character in "AzbB":
+            self.at += 1
+            items.append(Look(character))
+        else:
+            bits, wide = self._class_escape() or (-1, False)
+            if bits >= 0:
+                items.append(Chars(_fold(bits) if modes.fold else bits, wide=wide))
+            else:
+                items.append(_literal(self._code(), modes))
+
+    def _class_escape(self) -> tuple[int, bool] | None:
+        """`\\d`, `\\pL` and their like, after the backslash."""
+        character = self.text[self.at]
+        if character in "dsw":
+            self.at += 1
+            return _PERL[character], False
+        if character in "DSW":
+            self.at += 1
+            return _ALL & ~_PERL[character.lower()], True
+        if character in "pP":
+            return self._property()
+        return None
+
+    def _property(self) -> tuple[int, bool]:
+        found = _PROPERTY.match(self.text, self.at)
+        if found is None:
+            raise NotUnderstood("an unknown property")
+        self.at = found.end()
+        name = found[1] or found[2]
+        if name not in _CATEGORIES:
+            raise NotUnderstood("a script")
+        bits = sum(1 << c for c in range(128) if unicodedata.category(chr(c)).startswith(name))
+        negated = (found[0][0] == "P") != ("^" in found[0])
+        return (_ALL & ~bits if negated else bits), True
+
+    def _code(self) -> int:
+        """The code point an escape stands for, after the backslash."""
+        character = self.text[self.at]
+        if character in _CONTROL:
+            self.at += 1
+            return _CONTROL[character]
+        if character in "01234567":
+            digits = re.compile("[0-7]{1,3}").match(self.text, self.at)
+        elif character == "x":
+            self.at += 1
+            digits = re.compile(r"\{[0-9A-Fa-f]+\}|[0-9A-Fa-f]{2}").match(self.text, self.at)
+        elif character.isascii() and not character.isalnum():
+            self.at += 1
+            return ord(character)
+        else:
+            raise NotUnderstood("an unknown escape")
+        if digits is None:
+            raise NotUnderstood("an escape without digits")
+        self.at = digits.end()
+        return int(digits[0].strip("{}"), 16 if character == "x" else 8)
+
+    def _bracket(self, modes: _Modes) -> Node:
+        negated = self.text.startswith("^", self.at)
+        self.at += negated
+        bits, wide, first = 0, False, True
+        while first or not self.text.startswith("]", self.at):
+            if self.at >= len(self.text):
+                raise NotUnderstood("a class that is not closed")
+            first = False
+            some, beyond = self._bracket_item(modes)
+            bits |= some
+            wide |= beyond
+        self.at += 1
+        if modes.fold:
+            bits = _fold(bits)
+        # What lies beyond ASCII is not told apart: a class that leaves something out may still hold the rest.
+        return Chars(_ALL & ~bits, wide=True) if negated else Chars(bits, wide=wide)
+
+    def _bracket_item(self, modes: _Modes) -> tuple[int, bool]:
+        if self.text.startswith("[:", self.at):
+            end = self.text.find(":]", self.at)
+            name = self.text[self.at + 2 : end]
+            if end >= 0 and name.removeprefix("^") in _POSIX:
+                self.at = end + 2
+                bits = _POSIX[name.removeprefix("^")]
+                return (_ALL & ~(_fold(bits) if modes.fold else bits), True) if name.startswith("^") else (bits, False)
+        if self.text.startswith("\\", self.at) and self.at + 1 < len(self.text):
+            self.at += 1
+            group = self._class_escape()
+            if group is not None:
+                return group
+            low = self._code()
+        else:
+            low = ord(self.text[self.at])
+            self.at += 1
+        high = low
+        if self.text.startswith("-", self.at) and self.at + 1 < len(self.text) and self.text[self.at + 1] != "]":
+            self.at += 1
+            if self.text[self.at] == "\\":
+                self.at += 1
+                high = self._code()
+            else:
+                high = ord(self.text[self.at])
+                self.at += 1
+        bits = (1 << min(high, 127) + 1) - (1 << low) if low < 128 else 0
+        if modes.fold:
+            bits |= sum(1 << letter for code, letter in FOLDING.items() if low <= code <= high)
+        return bits, high > 127
+
+
+def _switch(modes: _Modes, on: str, off: str | None) -> None:
+    for letters, value in ((on, True), (off or "", False)):
+        modes.fold = value if "i" in letters else modes.fold
+        modes.lines = value if "m" in letters else modes.lines
+        modes.dot_all = value if "s" in letters else modes.dot_all
+
+
+def _series(items: list[Node]) -> Node:
+    return items[0] if len(items) == 1 else Series(tuple(items))
+
+
+def _literal(code: int, modes: _Modes) -> Chars:
+    if code < 128:
+        return Chars(_fold(1 << code) if modes.fold else 1 << code, wide=False)
+    if not modes.fold:
+        return Chars(0, wide=True, exact=code)
+    return Chars(_fold(1 << FOLDING[code]) if code in FOLDING else 0, wide=True)
+
+
+def _fold(bits: int) -> int:
+    return bits | (bits & _UPPER) << 32 | (bits & _LOWER) >> 32
+
+
+_CATEGORIES: Final = frozenset(
+    category[:length]
+    for category in {unicodedata.category(chr(code)) for code in range(0x3000)} | {"Co", "Cs"}
+    for length in (1, 2)
+)
