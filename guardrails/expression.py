@@ -167,13 +167,18 @@ def assertions(node: Node) -> frozenset[str]:
             return assertions(item)
 
 
+def core(node: Node) -> Node:
+    """A part of it that stands wherever the whole does, and that Hyperscan can look for at little cost."""
+    return _core(node, left=True, right=True)
+
+
 def for_hyperscan(node: Node) -> str:
     """An expression over bytes that is found in the UTF-8 of every text in which re2 finds this one, and maybe in more.
 
     Not so for texts with a code point of `FOLDING`. Raises `NotUnderstood`
     where every text would hold it.
     """
-    expression = _bytes_of(_core(node))
+    expression = _bytes_of(node)
     if not expression:
         raise NotUnderstood("it is found in every text")
     return expression
@@ -260,7 +265,7 @@ def _letter(node: Node) -> bytes | None:
     return letter.lower() if node.ascii == highest or (node.ascii == _fold(highest) and letter.isalpha()) else None
 
 
-def _core(node: Node, *, left: bool = True, right: bool = True) -> Node:
+def _core(node: Node, *, left: bool, right: bool) -> Node:
     """What is left when whatever may be absent is cut off at these ends: found wherever the whole is."""
     if isinstance(node, Repeat) and node.least:
         return Repeat(node.item, node.least, node.least)
@@ -270,15 +275,15 @@ def _core(node: Node, *, left: bool = True, right: bool = True) -> Node:
         return node
     items = list(node.items)
     if left and right and sum(map(_is_gap, items)) > 1:
-        items = max(_between_gaps(items), key=lambda part: width(Series(tuple(part)))[0])
+        items = max(_between_gaps(items), key=_selective)
     while left and items and _optional(items[0]):
         del items[0]
     while right and items and _optional(items[-1]):
         del items[-1]
     if items and left:
-        items[0] = _core(items[0], right=right and len(items) == 1)
+        items[0] = _core(items[0], left=True, right=right and len(items) == 1)
     if items and right:
-        items[-1] = _core(items[-1], left=left and len(items) == 1)
+        items[-1] = _core(items[-1], left=left and len(items) == 1, right=True)
     return Series(tuple(items))
 
 
@@ -303,6 +308,11 @@ def _between_gaps(items: list[Node]) -> list[list[Node]]:
         else:
             parts[-1].append(item)
     return parts
+
+
+def _selective(part: list[Node]) -> tuple[bool, int]:
+    node = Series(tuple(part))
+    return bool(literals(node)), width(node)[0]
 
 
 def _optional(node: Node) -> bool:

@@ -25,6 +25,7 @@ from guardrails.expression import (
     NotUnderstood,
     Parsed,
     byte_width,
+    core,
     for_hyperscan,
     literals,
     parse,
@@ -48,10 +49,13 @@ _MAX_PROGRAM: Final = 20_000  # a program of this size costs some 5 ms per KB on
 _MAX_WINDOW: Final = 4096  # patterns with longer matches look at the whole text
 _GAP: Final = 64  # hits closer than this are one
 
-# Seconds of CPU one pattern may take: a hundred times what it takes to read everything once.
+# Seconds of CPU that one pattern may take: a hundred times what it takes to read everything once, and several times
+# what it takes to report what is found. Not looked at where even reading on to the end each time costs little.
 _GRACE: Final = 0.1
-_SECONDS_PER_BYTE: Final = 1e-6
+_PER_BYTE: Final = 1e-6
+_PER_MATCH: Final = 1e-5
 _CHECK_EVERY: Final = 32
+_LITTLE: Final = 64 * 1024 * 1024
 
 _WHOLE: Final = ((0, None),)
 _FOLDING: Final = re.compile("[" + "".join(map(chr, FOLDING)) + "]")
@@ -76,7 +80,7 @@ class ScanGaveUp(DetectorError):
 
 class Pattern(NamedTuple):
     """`expression` is in re2's syntax. It is tried only in texts that hold one of `keywords` in any case (lower case
-    here; none: in all texts). What it finds is its `group`, or the whole match where that group took no part."""
+    here; none: in all texts). What it finds is its `group`, or the whole match where that took no part or is empty."""
 
     id: str
     expression: str
@@ -162,7 +166,7 @@ class PatternSet:
         compiled = self._compiled[index]
         groups = range(compiled.groups + 1)
         group = self._patterns[index].group
-        deadline = time.thread_time() + _GRACE + _SECONDS_PER_BYTE * len(data)
+        began = time.thread_time()
         count = 0
         for start, end in windows:
             at = start
@@ -172,15 +176,18 @@ class PatternSet:
                 if spans[0][0] < spans[0][1]:
                     yield spans
                 count += 1
-                if count % _CHECK_EVERY == 0 and time.thread_time() > deadline:
-                    name = self._patterns[index].id
-                    raise ScanGaveUp(f"pattern {name!r} takes too long: it reads on far past what it finds")
+                if count % _CHECK_EVERY == 0 and count * len(data) > _LITTLE:
+                    spent = time.thread_time() - began
+                    if spent > _GRACE + _PER_BYTE * len(data) + _PER_MATCH * count:
+                        name = self._patterns[index].id
+                        raise ScanGaveUp(f"pattern {name!r} takes too long: it reads on far past what it finds")
 
     def _match(self, index: int, spans: tuple[Span, ...], points: dict[int, int] | None) -> Match:
         if points is not None:
             spans = tuple((points[start], points[end]) for start, end in spans)
-        chosen = spans[self._patterns[index].group]
-        start, end = chosen if chosen[0] >= 0 else spans[0]
+        start, end = spans[self._patterns[index].group]
+        if start == end:
+            start, end = spans[0]
         return Match(index, start, end, spans)
 
 
@@ -215,7 +222,7 @@ class _Database:
             try:
                 # One hit will do where re2 reads the whole text anyway, and where hits could be many.
                 flags = hyperscan.HS_FLAG_SINGLEMATCH if reach[index] is None else 0
-                expressions[index] = for_hyperscan(known.node).encode(), flags
+                expressions[index] = for_hyperscan(core(known.node)).encode(), flags
             except NotUnderstood:
                 continue
         database = _compile_database(expressions)
@@ -338,7 +345,7 @@ def _reason(error: str) -> str:
 
 def _window_reach(known: Parsed | None) -> int | None:
     """How many bytes around a hit can belong to the match; None where re2 shall look at the whole text."""
-    if known is None or not literals(known.node):
+    if known is None or not literals(core(known.node)):  # hits could be anywhere
         return None
     longest = byte_width(known.node)
     return longest if longest is not None and longest <= _MAX_WINDOW else None
