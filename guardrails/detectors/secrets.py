@@ -1,0 +1,201 @@
+"""Secrets: the token formats of issuers, and values that are assigned to a name which says so."""
+
+import asyncio
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from guardrails import checksums_tokens
+from guardrails.gitleaks import SHIPPED, Allowed, Rule, compiled, load
+from guardrails.patterns import LONG, Match, Pattern, PatternSet
+from models.finding import Finding, Segment
+
+BLOCK_CAP = 16 * 1024
+"""No key and no manifest is longer, in code points."""
+
+_VERSION = "1"  # changes when the same rules may find something else
+_LINE_CAP = 1000  # of what an allowlist for lines gets to see on either side
+_PEM_END = re.compile(r"-----END[ A-Z0-9]{0,40}-----")
+# What is between the lines of a key in a text, a string of JSON or source code, a quotation or a diff.
+_PEM_BODY = re.compile(r"""(?:[0-9A-Za-z+/=\s"'\x60,;:>|#*.()_-]|\\[nrt"\n])*+""")
+_PEM_LINES = re.compile(
+    r"""(?:(?:[\s"'\x60,;>|#*.+-]|\\[nrt]|(?:Proc-Type|DEK-Info|Version|Comment): [^\n\\]{0,100}){0,40}"""
+    r"""[0-9A-Za-z+/=]{16,})*+(?:\s{0,4}[0-9A-Za-z+/=]{1,15}\Z)?"""
+)
+_PEM_CHARACTER = re.compile(r"[0-9A-Za-z+/]")
+_PEM_LEAST = 32
+_DOCUMENT = re.compile(r"^---", re.MULTILINE)
+_DATA = re.compile(r"^([ \t-]*)[\"']?(?:data|stringData)[\"']?[ \t]*:[ \t]*\r?$", re.MULTILINE)
+_ENTRY = re.compile(  # indentation, and the value beside a name or on a line of its own
+    r"""([ \t]*)(?:#.*|["']?[\w.-]{1,253}["']?[ \t]*:[ \t]*(?:[|>][-+]?|["']?([^\s"'#][^\n"']*?)?["']?)"""
+    r"""|(\S.*?))?[ \t]*\r?$"""
+)
+
+
+class SecretsDetector:
+    """Reports the secret, not the name it was assigned to; of a private key, all of the block.
+
+    Those of another file may take the place of the shipped rules. `allow` is
+    what an endpoint knows to be no secret: a string that a secret equals, or
+    an expression (re2) that matches all of one.
+    """
+
+    name = "secrets"
+    inline = True
+    reach: int | None = 1024  # a name, the white space after it and a secret; a stream holds PEM blocks back by itself
+
+    def __init__(self, rules: Sequence[Rule] | None = None, *, allow: Sequence[str] = ()) -> None:
+        self._rules = load(SHIPPED).rules if rules is None else tuple(rules)
+        self._allow = frozenset(allow)
+        self._allowed = _alternatives(allow)
+        self._patterns = PatternSet(
+            [
+                # Of several groups the first that took part is the secret: the first, mostly.
+                Pattern(rule.id, rule.expression, rule.keywords, 1 if rule.group is None else rule.group)
+                for rule in self._rules
+            ]
+        )
+        self.kinds = frozenset(rule.kind for rule in self._rules)
+        self.revision = _revision(self._rules, sorted(self._allow))
+
+    async def detect(self, segments: Sequence[Segment]) -> Sequence[Finding]:
+        found: list[Finding] = []
+        for segment in segments:
+            found += self.scan(segment) if len(segment.text) <= LONG else await asyncio.to_thread(self.scan, segment)
+        return found
+
+    def scan(self, segment: Segment) -> list[Finding]:
+        """The same for one text, for those who are in a thread of their own."""
+        text = segment.text
+        found: list[Finding] = []
+        done: dict[int, int] = {}  # for each rule with an extent, up to where the text is reported
+        for match in self._patterns.scan(text):
+            rule = self._rules[match.pattern]
+            spans: Sequence[tuple[int, int]]
+            if rule.extent == "match":
+                spans = (_secret(match, rule),)
+            elif match.start < done.get(match.pattern, 0):
+                continue
+            elif rule.extent == "pem":
+                spans = _pem(text, match)
+                done[match.pattern] = max([match.end, *(end for _, end in spans)])
+            else:
+                low, high = _manifest(text, match, done.get(match.pattern, 0))
+                spans = _kubernetes(text, low, high)
+                done[match.pattern] = high
+            for start, end in spans:
+                secret = text[start:end]
+                if secret and not self._excused(text, match, rule, secret):
+                    confidence = _confidence(rule, secret)
+                    found.append(Finding(segment.index, rule.kind, start, end, confidence, rule.id))
+        return found
+
+    def _excused(self, text: str, match: Match, rule: Rule, secret: str) -> bool:
+        if rule.entropy and entropy(secret) < rule.entropy:
+            return True
+        if secret in self._allow or (self._allowed is not None and self._allowed.fullmatch(secret) is not None):
+            return True
+        if not rule.allowed:
+            return False
+        start, end = match.groups[0]
+        whole = text[start:end]
+        line = _line(text, match) if any(allowed.target == "line" for allowed in rule.allowed) else ""
+        return any(allowed.covers(secret=secret, match=whole, line=line) for allowed in rule.allowed)
+
+
+def entropy(text: str) -> float:
+    """Shannon's, in bits a character."""
+    length = len(text)
+    return sum(count / length * math.log2(length / count) for count in Counter(text).values())
+
+
+def _alternatives(allow: Sequence[str]) -> Any:
+    """Those that are no expressions are strings only."""
+    usable = []
+    for entry in allow:
+        try:
+            compiled(entry)
+        except ValueError:
+            continue
+        usable.append(f"(?:{entry})")
+    return compiled("|".join(usable)) if usable else None
+
+
+def _revision(rules: Sequence[Rule], allow: Sequence[str]) -> str:
+    digest = hashlib.sha256(_VERSION.encode())
+    for rule in rules:
+        digest.update(repr(rule._replace(allowed=())).encode())
+        digest.update(repr([_told(allowed) for allowed in rule.allowed]).encode())
+    digest.update(repr(allow).encode())
+    return digest.hexdigest()[:16]
+
+
+def _told(allowed: Allowed) -> tuple[str, ...]:
+    patterns = (allowed.regexes, allowed.stopwords)
+    return (
+        *(pattern.pattern if pattern is not None else "" for pattern in patterns),
+        allowed.target,
+        str(allowed.every),
+    )
+
+
+def _secret(match: Match, rule: Rule) -> tuple[int, int]:
+    if rule.group is not None:
+        return match.groups[rule.group]
+    return next((span for span in match.groups[1:] if span[0] < span[1]), match.groups[0])
+
+
+def _confidence(rule: Rule, secret: str) -> float:
+    if rule.checksum:
+        passed = checksums_tokens.passes(rule.checksum, secret)
+        if passed is not None:
+            return 1.0 if passed else rule.confidence / 2
+    return rule.confidence
+
+
+def _line(text: str, match: Match) -> str:
+    start = text.rfind("\n", max(0, match.start - _LINE_CAP), match.start) + 1 or max(0, match.start - _LINE_CAP)
+    end = text.find("\n", match.end, match.end + _LINE_CAP)
+    return text[start : end if end >= 0 else match.end + _LINE_CAP]
+
+
+def _pem(text: str, match: Match) -> list[tuple[int, int]]:
+    """On to the END line, or as long as it looks like a key: one that was cut off is a leak all the same."""
+    cap = match.end + BLOCK_CAP
+    another = text.find("-----BEGIN", match.end, cap)
+    cap = cap if another < 0 else another
+    body = _PEM_BODY.match(text, match.end, cap)
+    closing = _PEM_END.search(text, match.end, body.end() if body is not None else cap)
+    lines = _PEM_LINES.match(text, match.end, cap) if closing is None else None
+    stop = closing.start() if closing is not None else lines.end() if lines is not None else match.end
+    if len(_PEM_CHARACTER.findall(text, match.end, stop)) < _PEM_LEAST:
+        return []
+    return [(match.start, closing.end() if closing is not None else stop)]
+
+
+def _manifest(text: str, match: Match, done: int) -> tuple[int, int]:
+    low = max(0, done, match.start - BLOCK_CAP)
+    for document in _DOCUMENT.finditer(text, low, match.start):
+        low = document.end()
+    closing = _DOCUMENT.search(text, match.end, match.end + BLOCK_CAP)
+    return low, closing.start() if closing is not None else min(len(text), match.end + BLOCK_CAP)
+
+
+def _kubernetes(text: str, low: int, high: int) -> list[tuple[int, int]]:
+    """The values under `data` and `stringData` of the manifest, wherever in it they are."""
+    found = []
+    for header in _DATA.finditer(text, low, high):
+        at = header.end() + 1
+        while at < high:
+            line_end = text.find("\n", at, high)
+            entry = _ENTRY.match(text, at, high if line_end < 0 else line_end)
+            if entry is None or (entry[0].strip() and len(entry[1]) <= len(header[1])):
+                break
+            group = 2 if entry[2] else 3
+            if entry[group]:
+                found.append(entry.span(group))
+            at = entry.end() + 1
+    return found
