@@ -39,13 +39,12 @@ class Allowed(NamedTuple):
     every: bool = False
 
     def covers(self, *, secret: str, match: str, line: str) -> bool:
-        seen = {"secret": secret, "match": match, "line": line}[self.target]
-        verdicts = [
-            pattern.search(text) is not None
-            for pattern, text in ((self.regexes, seen), (self.stopwords, secret))
-            if pattern is not None
-        ]
-        return bool(verdicts) and (all(verdicts) if self.every else any(verdicts))
+        seen = secret if self.target == "secret" else match if self.target == "match" else line
+        if self.every and self.regexes is not None and self.stopwords is not None:
+            return self.regexes.search(seen) is not None and self.stopwords.search(secret) is not None
+        return (self.regexes is not None and self.regexes.search(seen) is not None) or (
+            self.stopwords is not None and self.stopwords.search(secret) is not None
+        )
 
 
 class Rule(NamedTuple):

@@ -4,8 +4,8 @@ import asyncio
 import hashlib
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from guardrails import checksums_tokens
@@ -51,12 +51,12 @@ class SecretsDetector:
         self._rules = load(SHIPPED).rules if rules is None else tuple(rules)
         self._allow = frozenset(allow)
         self._allowed = _alternatives(allow)
-        self._patterns = PatternSet(
-            [
-                # Of several groups the first that took part is the secret: the first, mostly.
+        # Of several groups the first that took part is the secret: the first, mostly.
+        self._patterns = _pattern_set(
+            tuple(
                 Pattern(rule.id, rule.expression, rule.keywords, 1 if rule.group is None else rule.group)
                 for rule in self._rules
-            ]
+            )
         )
         self.kinds = frozenset(rule.kind for rule in self._rules)
         self.revision = _revision(self._rules, sorted(self._allow))
@@ -106,10 +106,17 @@ class SecretsDetector:
         return any(allowed.covers(secret=secret, match=whole, line=line) for allowed in rule.allowed)
 
 
+@lru_cache(maxsize=4)
+def _pattern_set(patterns: tuple[Pattern, ...]) -> PatternSet:
+    """Shared by the endpoints, which differ in what they allow: it takes seconds to build, and keeps no text."""
+    return PatternSet(patterns)
+
+
 def entropy(text: str) -> float:
     """Shannon's, in bits a character."""
     length = len(text)
-    return sum(count / length * math.log2(length / count) for count in Counter(text).values())
+    counts = [text.count(character) for character in set(text)]
+    return sum(count * math.log2(length / count) for count in counts) / length
 
 
 def _alternatives(allow: Sequence[str]) -> Any:
