@@ -7,6 +7,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -208,6 +209,12 @@ def literals(node: Node) -> frozenset[bytes]:
     None is shorter than three bytes, and none is one byte over and over.
     """
     return min(_literal_sets(node), key=lambda some: (-min(map(len, some)), len(some)), default=frozenset())
+
+
+def holds_one_of(node: Node, words: Sequence[str]) -> bool:
+    """Surely every match does, in the sense of `literals`. False may mean that it is not known."""
+    wanted = [word.encode() for word in words]
+    return any(all(any(word in some for word in wanted) for some in choices) for choices in _literal_sets(node))
 
 
 def _sum(widths: list[int | None]) -> int | None:

@@ -1,3 +1,5 @@
+import importlib.util
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -5,6 +7,7 @@ import re2
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import guardrails.patterns
 from guardrails.base import DetectorError
 from guardrails.patterns import LONG, Engine, Match, Pattern, PatternError, PatternSet, ScanGaveUp
 
@@ -343,3 +346,29 @@ def test_the_engine_in_use_has_a_name() -> None:
     assert set_of("foo").engine == "hyperscan"
     assert set_of("foo", engine="portable").engine == "portable"
     assert PatternSet([]).engine == "hyperscan"
+
+
+def test_where_hyperscan_has_no_wheel_the_portable_engine_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hyperscan", None)
+    spec = importlib.util.spec_from_file_location("patterns_without_hyperscan", guardrails.patterns.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    without = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(without)
+
+    patterns = without.PatternSet([without.Pattern("id", "foo")])
+
+    assert patterns.engine == "portable"
+    assert spans(patterns.scan("a foo")) == [(0, 2, 5)]
+    with pytest.raises(ValueError, match="no hyperscan"):
+        without.PatternSet([], engine="hyperscan")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_letters_beyond_ascii_that_fold_to_ascii_are_seen(engine: Engine) -> None:
+    text = "é \u212aelvin=42, \u017fecret=7; kelvin=1 "
+
+    matches = set_of(r"(?i)kelvin=\d+", r"(?i)secret=\d", "kelvin=1", engine=engine).scan(text * 3)
+
+    assert spans(matches)[:4] == [(0, 2, 11), (1, 13, 21), (0, 23, 31), (2, 23, 31)]
+    assert len(matches) == 12
