@@ -241,13 +241,12 @@ class _Screening:
             findings: Sequence[Finding] | _Failed
             if len(look.texts) <= _MANY and sum(len(segment.text) for segment in look.texts) <= _LARGE:
                 try:
-                    async with asyncio.timeout(call.timeout):
-                        findings = await call.detector.detect(look.texts)
+                    findings = _driven(call.detector, look.texts)
                 except _RAISED as error:
                     findings = _why(error)
             else:
                 loop = asyncio.get_running_loop()
-                waiting = loop.run_in_executor(_THREADS, _driven, call.detector, look.texts)
+                waiting = loop.run_in_executor(_THREADS, _aside, call.detector, look.texts, call.timeout)
                 findings = await _in_time(waiting, call.timeout)
             self._take(look, findings, perf_counter() - began)
 
@@ -404,7 +403,7 @@ async def _detected(detector: Detector, texts: Sequence[Segment]) -> Sequence[Fi
 
 
 def _driven(detector: Detector, texts: Sequence[Segment]) -> Sequence[Finding]:
-    """In a thread, where there is no event loop to wait on."""
+    """At once, for what never waits."""
     looking: Any = detector.detect(texts)
     try:
         looking.send(None)
@@ -413,6 +412,11 @@ def _driven(detector: Detector, texts: Sequence[Segment]) -> Sequence[Finding]:
         return findings
     looking.close()
     raise DetectorError("it waits, and says that it never does")
+
+
+def _aside(detector: Detector, texts: Sequence[Segment], seconds: float) -> Sequence[Finding]:
+    """In a thread, with an event loop of its own: detectors may put a large text aside themselves."""
+    return asyncio.run(asyncio.wait_for(_detected(detector, texts), seconds))
 
 
 async def _in_time(looking: "asyncio.Future[Sequence[Finding]]", seconds: float) -> Sequence[Finding] | _Failed:

@@ -6,7 +6,9 @@ is left standing. What happens to it is decided by the severest of them
 first, then the rule that comes first.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
 Action = Literal["block", "redact", "mask", "log"]
@@ -60,11 +62,13 @@ class Joint(NamedTuple):
 
     def split(self, start: int, end: int) -> list[tuple[int, int, int]]:
         """A finding as (text, start, end) of each text it is in; none where it lies in one, which was looked at."""
-        found = [
-            (piece.text, piece.start + max(start - piece.at, 0), piece.start + min(end - piece.at, piece.length))
-            for piece in self.pieces
-            if piece.at < end and start < piece.at + piece.length
-        ]
+        first = bisect_right(self.pieces, start, key=attrgetter("at")) - 1
+        found: list[tuple[int, int, int]] = []
+        for place in range(first, len(self.pieces)):
+            text, begin, length, at = self.pieces[place]
+            if at >= end:
+                break
+            found.append((text, begin + max(start - at, 0), begin + min(end - at, length)))
         return found if len(found) > 1 else []
 
 
@@ -74,6 +78,8 @@ def joints(run: Sequence[tuple[int, str]]) -> Iterator[Joint]:
     parts: list[str] = []
     at = 0
     for number, text in run:
+        if not text:
+            continue
         if len(text) <= 2 * SEAM:
             pieces.append(Piece(number, 0, len(text), at))
             parts.append(text)

@@ -14,7 +14,7 @@ import binascii
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -48,7 +48,7 @@ OPAQUE = frozenset(
         *("data", "b64_json", "fallback_credit_token", "continuationToken"),
     }
 )
-# A text once more, token by token. It goes when the text becomes another.
+# In an answer: a text once more, token by token. It goes when the text becomes another.
 DERIVED = frozenset({"logprobs", "logprobsResult"})
 # An address that holds what it points at (`data:`): what is no text in it is passed over.
 _URLS = frozenset({"url", "image_url", "file_url", "file_data", "fileUri", "uri"})
@@ -81,6 +81,7 @@ _ROLE_OF_MESSAGE: dict[str, Role] = {
     "function": "tool_result",
 }
 _DOCUMENTS = frozenset({"document", "search_result", "file", "input_file"})
+_HOLD_PROSE = frozenset({"content", "parts", "system", "output"})
 # A role that what is inside never changes, but for names.
 _KEPT = frozenset({"tool_definition", "tool_args", "tool_result"})
 
@@ -103,7 +104,14 @@ _KNOWN = frozenset(
         *("stop_sequence", "stopSequences", "response_format", "json_schema", "generationConfig", "thinkingConfig"),
         *("functionCallingConfig", "grammar", "definition", "description", "user", "safety_identifier", "user_id"),
         *("cache_control", "output_config", "output_format", "thinking", "summary", "context_management", "edits"),
-        *("stream_options", "usage", "prompt_tokens_details", "completion_tokens_details", "safetySettings"),
+        *(
+            "stream_options",
+            "logprobs",
+            "usage",
+            "prompt_tokens_details",
+            "completion_tokens_details",
+            "safetySettings",
+        ),
         *("web_search_options", "user_location", "approximate", "queries", "query", "code", "logs", "thread"),
         *("url_citation", "file_citation", "cited_text", "document_title", "caller", "tool_resources", "stop_details"),
         *("stream", "temperature", "top_p", "top_k", "n", "max_tokens", "max_completion_tokens", "max_output_tokens"),
@@ -143,28 +151,28 @@ class _Mode(IntEnum):
     FREE = 3  # the callers' own, names and all
 
 
-class _Field(NamedTuple):
-    mode: _Mode = _Mode.WIRE
-    role: Role | None = None
-    passed: str = ""  # "plain", "opaque", "derived", "url", "json"
+# What is inside a field, whose words it is if not those of what it is in, how its own text is passed over (`plain`,
+# `opaque`, `derived`, `url`; `json` is taken apart), and whether its name means different things.
+_Field = tuple[_Mode, Role | None, str, bool]
 
 
 def _fields() -> dict[str, _Field]:
-    fields = {name: _Field(role=_ROLE_OF_FIELD.get(name)) for name in _KNOWN}
-    fields |= {name: _Field(passed="url") for name in _URLS}
-    fields |= {name: _Field(_Mode.SCHEMA) for name in _SCHEMAS}
-    fields |= {name: _Field(_Mode.FREE, _ROLE_OF_FIELD.get(name, "other")) for name in _FREE}
-    fields |= {name: _Field(passed="plain") for name in PLAIN}
-    fields |= {name: _Field(passed="opaque") for name in OPAQUE}
-    fields |= {name: _Field(passed="derived") for name in DERIVED}
-    fields |= {name: _Field(role="other") for name in ("user", "safety_identifier")}
-    return fields | {"arguments": _Field(role="tool_args", passed="json")}
+    wire = _Mode.WIRE
+    fields: dict[str, _Field] = {name: (wire, _ROLE_OF_FIELD.get(name), "", False) for name in _KNOWN}
+    fields |= dict.fromkeys(_URLS, (wire, None, "url", False))
+    fields |= dict.fromkeys(_SCHEMAS, (_Mode.SCHEMA, None, "", False))
+    fields |= {name: (_Mode.FREE, _ROLE_OF_FIELD.get(name, "other"), "", False) for name in _FREE}
+    fields |= dict.fromkeys(PLAIN, (wire, None, "plain", False))
+    fields |= dict.fromkeys(OPAQUE, (wire, None, "opaque", False))
+    fields |= dict.fromkeys(("user", "safety_identifier"), (wire, "other", "", False))
+    fields |= dict.fromkeys(("input", "result", "response"), (wire, None, "", True))
+    return fields | {"arguments": (wire, "tool_args", "json", False)}
 
 
 _FIELDS = _fields()
 # Gemini reads protobuf's JSON: each name in camelCase or in snake_case.
 _GEMINI_FIELDS = {_SNAKE.sub(r"_\1", name).lower(): field for name, field in _FIELDS.items()} | _FIELDS
-_UNKNOWN = _Field(_Mode.FREE)
+_ANSWER_FIELDS: dict[str, _Field] = _FIELDS | dict.fromkeys(DERIVED, (_Mode.WIRE, None, "derived", False))
 
 
 class _Place:
@@ -182,19 +190,16 @@ class _Name:
     """Of a segment: the name of the field itself."""
 
 
-class _Leaf(NamedTuple):
-    """`how` the text is there: None as it is, `_Name`, a slice of the JSON in that string, or what stands before its
-    base64."""
-
-    place: _Place
-    key: str | int
-    how: type[_Name] | slice | str | None
+# Where a segment is: in which container, under what, and how: None as it is, `_Name`, a slice of the JSON in that
+# string, or what stands before its base64.
+_How = type[_Name] | slice | str | None
+_Leaf = tuple[_Place, Any, _How]
 
 
 class View:
     """`texts` are the segments, in the order of the document. `joints` are runs of them that are read as one text."""
 
-    def __init__(self, texts: list[Segment], leaves: list[_Leaf], prose: list[bool], tree: Json) -> None:
+    def __init__(self, texts: list[Segment], leaves: list[_Leaf], prose: list[int], tree: Json) -> None:
         self.texts: Sequence[Segment] = texts
         self._leaves = leaves
         self._tree = tree
@@ -266,7 +271,7 @@ def request_segments(tree: Json, dialect: Dialect, *, first: int = 0) -> View:
 
 def answer_segments(tree: Json) -> View:
     """Of a whole answer in the canonical form."""
-    return _view(tree, "assistant", _FIELDS, 0)
+    return _view(tree, "assistant", _ANSWER_FIELDS, 0)
 
 
 # --- reading
@@ -285,7 +290,7 @@ class _Walk:
     def __init__(self, fields: Mapping[str, _Field], first: int) -> None:
         self.texts: list[Segment] = []
         self.leaves: list[_Leaf] = []
-        self.prose: list[bool] = []
+        self.prose: list[int] = []
         self._fields = fields
         self._first = first
 
@@ -308,55 +313,67 @@ class _Walk:
         passed = ""
         if type(key) is str:
             if mode is _Mode.WIRE:
-                field = self._fields.get(key, _UNKNOWN)
-                if field is _UNKNOWN:
-                    self._add(key, place, key, _Name, "other" if role not in _KEPT else role, path)
-                mode, passed = field.mode, field.passed
-                role = self._role(field.role, role, key, place)
-                if key == "input" and type(value) is dict:
+                field = self._fields.get(key)
+                if field is None:
+                    self._add(key, place, key, _Name, role, path)
                     mode = _Mode.FREE
-                elif key == "result" and place.node.get("type") == "image_generation_call":
-                    mode, passed = _Mode.WIRE, "opaque"
-                elif key == "response" and role == "tool_result":
-                    mode = _Mode.FREE
+                else:
+                    mode, own, passed, special = field
+                    if special:
+                        mode, role, passed = self._special(key, value, place, mode, role, passed)
+                    elif own is not None and (role not in _KEPT or own == "name" or own == "tool_result"):
+                        role = own
             elif mode is _Mode.SCHEMA:
                 mode, passed = self._in_schema(key, place, role, path)
             else:
                 self._add(key, place, key, _Name, role, path)
-                mode = _Mode.SCHEMA if mode is _Mode.NAMES else mode
+                if mode is _Mode.NAMES:
+                    mode = _Mode.SCHEMA
         kind = type(value)
         if kind is str:
-            if value:
-                self._leaf(value, place, key, mode, role, path, passed)
+            if not value:
+                return None
+            if passed:
+                self._leaf(value, place, key, role, path, passed)
+                return None
+            if mode is _Mode.WIRE and _is_prose(key, path):
+                self.prose.append(len(self.texts))
+            self._add(value, place, key, None, role, path)
             return None
         if kind is dict:
-            if passed == "derived":
-                return None
             items: Iterator[tuple[Any, Any]] = iter(value.items())
-            if mode is _Mode.WIRE:
+            if mode is _Mode.WIRE and role not in _KEPT:
                 role = _role_of(value, role)
         elif kind is list:
+            items = enumerate(value)
             if passed == "plain":
                 if all(type(item) is str and _A_WORD.fullmatch(item) for item in value):
                     return None
                 mode = _Mode.FREE
-            items = enumerate(value)
         else:
+            return None
+        if passed == "derived":
             return None
         if len(path) < _DEEPEST_PATH:
             path = (*path, key)
         return items, _Place(place, key, value), mode, role, path
 
-    def _role(self, own: Role | None, role: Role, key: str, place: _Place) -> Role:
-        if own == "name":
-            return "name"
+    def _special(
+        self, key: str, value: Any, place: _Place, mode: _Mode, role: Role, passed: str
+    ) -> tuple[_Mode, Role, str]:
+        """Names that mean one thing here and another there."""
         if key == "input":
             if place.parent is None:
-                return "user"
-            return role if role in _KEPT else "tool_args"
-        if role == "tool_args" and own == "tool_result":
-            return own
-        return role if own is None or role in _KEPT else own
+                role = "user"
+            elif role not in _KEPT:
+                role = "tool_args"
+            return (_Mode.FREE if type(value) is dict else mode), role, passed
+        if key == "result" and place.node.get("type") == "image_generation_call":
+            return _Mode.WIRE, role, "opaque"
+        if key == "response" and role == "tool_result":
+            return _Mode.FREE, role, passed
+        self._add(key, place, key, _Name, role, ())
+        return _Mode.FREE, role, passed
 
     def _in_schema(self, key: str, place: _Place, role: Role, path: tuple[str | int, ...]) -> tuple[_Mode, str]:
         if key in _SCHEMA_WORDS:
@@ -370,12 +387,8 @@ class _Walk:
         self._add(key, place, key, _Name, role, path)
         return _Mode.FREE, ""
 
-    def _leaf(
-        self, text: str, place: _Place, key: Any, mode: _Mode, role: Role, path: tuple[str | int, ...], passed: str
-    ) -> None:
-        if passed == "":
-            self._add(text, place, key, None, role, path, prose=mode is _Mode.WIRE and key in ("content", "text"))
-        elif passed == "plain":
+    def _leaf(self, text: str, place: _Place, key: Any, role: Role, path: tuple[str | int, ...], passed: str) -> None:
+        if passed == "plain":
             if not _A_WORD.fullmatch(text):
                 self._add(text, place, key, None, role, path)
         elif passed == "json":
@@ -394,20 +407,9 @@ class _Walk:
             media_type = given.get("media_type") or given.get("mimeType") or given.get("mime_type")
             self._add_data(text, place, key, path, media_type if key == "data" else None, "")
 
-    def _add(
-        self,
-        text: str,
-        place: _Place,
-        key: Any,
-        how: type[_Name] | slice | str | None,
-        role: Role,
-        path: tuple[str | int, ...],
-        *,
-        prose: bool = False,
-    ) -> None:
+    def _add(self, text: str, place: _Place, key: Any, how: _How, role: Role, path: tuple[str | int, ...]) -> None:
         self.texts.append(Segment(self._first + len(self.texts), text, role, (*path, key)))
-        self.leaves.append(_Leaf(place, key, how))
-        self.prose.append(prose)
+        self.leaves.append((place, key, how))
 
     def _add_json(self, text: str, place: _Place, key: Any, role: Role, path: tuple[str | int, ...]) -> None:
         """Each string in it, names too. What is no JSON is a text."""
@@ -435,9 +437,12 @@ class _Walk:
         self._add(text, place, key, None, "document", path)
 
 
+def _is_prose(key: Any, path: tuple[str | int, ...]) -> bool:
+    """What a turn says: a content, or a text that is a part of one."""
+    return key == "content" or (key == "text" and any(step in _HOLD_PROSE for step in path[-2:]))
+
+
 def _role_of(node: Json, role: Role) -> Role:
-    if role in _KEPT:
-        return role
     said = node.get("role")
     if type(said) is str:
         role = _ROLE_OF_MESSAGE.get(said, role)
@@ -493,23 +498,24 @@ def _literals(text: str) -> list[tuple[slice, str]] | None:
         return None
 
 
-def _runs(texts: Sequence[Segment], prose: Sequence[bool]) -> Iterator[tuple[int, ...]]:
+def _runs(texts: Sequence[Segment], prose: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """Texts of one turn, one after the other; arguments of a tool call end a run, what is passed over does not."""
-    run: list[Segment] = []
-    for segment, reads_on in zip(texts, prose, strict=True):
-        if reads_on and (not run or _same_turn(run[-1], segment)):
-            run.append(segment)
-        elif reads_on or segment.role == "tool_args":
+    run: list[int] = []
+    for at in prose:
+        if run and not _same_turn(texts, run[-1], at):
             if len(run) > 1:
-                yield tuple(member.index for member in run)
-            run = [segment] if reads_on else []
+                yield tuple(texts[place].index for place in run)
+            run = []
+        run.append(at)
     if len(run) > 1:
-        yield tuple(member.index for member in run)
+        yield tuple(texts[place].index for place in run)
 
 
-def _same_turn(one: Segment, other: Segment) -> bool:
-    same_field = one.path[0] == other.path[0]
-    return one.role == other.role and same_field and (one.path[0] != "choices" or one.path[1] == other.path[1])
+def _same_turn(texts: Sequence[Segment], at: int, then: int) -> bool:
+    one, other = texts[at], texts[then]
+    if one.role != other.role or (one.path[0] == "choices" and one.path[1] != other.path[1]):
+        return False
+    return all(texts[between].role != "tool_args" for between in range(at + 1, then))
 
 
 # --- writing
