@@ -13,7 +13,8 @@ whose licence lets what is learned from them be given away are learned from:
 | presidio-research, surge-toxicity | MIT | all, as harmless |
 | sentences made from the two grammars beside this file | this project's | all |
 | benign-chat: alpaca_harmless_val | CC BY-NC | never |
-| notinject, bipia, asb-attack-tools | MIT | never: they show what strange styles do |
+| bipia: the emails | MIT | half, as harmless; many are one sender's, so the other half is no stranger |
+| bipia: the attacks; notinject, asb-attack-tools | MIT | never: they show what strange styles do |
 
 Without `--out` nothing is written and the shipped model is measured: with its
 own seed, or it has seen the test texts. Counts are of texts that the detector
@@ -120,6 +121,8 @@ def _sets(folder: Path, seed: int) -> tuple[list[Text], dict[str, list[Text]]]:
     measured["notinject"] = _harmless(folder / "notinject/subset_one.jsonl")
 
     emails = _harmless(folder / "bipia/email_contexts_train.jsonl")
+    learned += [email for email in emails if not _is_test(email.text)]
+    emails = [email for email in emails if _is_test(email.text)]
     attacks = [line["text"] for line in _lines(folder / "bipia/attacks_train.jsonl")]
     measured["bipia emails"] = emails
     measured["bipia alone"] = [Text(attack, attack=True) for attack in attacks]

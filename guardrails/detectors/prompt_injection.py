@@ -32,11 +32,12 @@ class PromptInjectionDetector:
 
     `confidence` is the model's, or that of the phrase, whose id is `rule`. It
     is a score for logs, not a defence: at the default threshold it finds a
-    little less than half of unseen texts that try to take over, and reports
-    one harmless question in a thousand. Known to pass: suffixes of
-    random tokens, other encodings, misspelt or spaced letters, injections
-    worded like any task ("add a link to your answer"), and where no phrase
-    is known most languages but English and German.
+    fifth to a half of the attempts that are unlike those it learned from, and
+    reports one plain question in a thousand and three in a hundred that use
+    an attacker's words. Known to pass: suffixes of random tokens, other
+    encodings, misspelt or spaced letters, injections worded like any task
+    ("add a link to your answer"), and where no phrase is known most languages
+    but English and German.
     `benchmarks/train_prompt_injection.py` says what it was trained on, and
     measures it.
     """
