@@ -15,9 +15,16 @@ class Detector(Protocol):
 
     `revision` changes whenever the same text may give other findings: it is
     part of the cache identity. `reach` is the longest finding that may hold
-    white space, in code points, with the context before it that it needs: 0
-    where none can, None where there is no longest one. `inline`: it answers
-    in microseconds and never waits.
+    white space, or a letter of a script that puts none between words, in code
+    points, with the context before it that it needs: 0 where none can, None
+    where there is no longest one. `inline`: it answers in microseconds and
+    never waits.
+
+    One that knows better what a stream must wait for may also have
+    `context: int`, how far before a finding it looks, which is no reason to
+    wait, so that `reach` is the finding's alone; and `open_from(text: str) ->
+    int`, from where on the end of `text` may be part of a finding that is not
+    whole yet (`len(text)`: nothing is), which then counts instead of `reach`.
     """
 
     name: str
