@@ -7,10 +7,11 @@ spans decides what a text becomes.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -21,6 +22,8 @@ from guardrails.redact import Edit, applied, label, origin, redaction
 from guardrails.spans import Action, Joint, Span, joints, merged
 from models.errors import ContentBlocked, GuardrailUnavailable
 from models.finding import Finding, Role, Segment
+
+_Result = TypeVar("_Result")
 
 # Past so many code points, or texts, the event loop is left alone.
 _LARGE = 64 * 1024
@@ -109,17 +112,7 @@ async def screen(
             work.judge()
     finally:
         work.tally.acted = work.acted()
-    issued: dict[str, str] = {}
-    edits, resealed = work.edits(placeholders if masks else None, issued)
-    return Screened(
-        texts={segments[at].index: applied(segments[at].text, edit) for at, edit in edits.items()},
-        edits={segments[at].index: tuple(edit) for at, edit in edits.items()},
-        acted=work.tally.acted,
-        issued=issued,
-        resealed=frozenset(segments[at].index for at in resealed),
-        keepable=work.keepable,
-        found=tuple(work.found),
-    )
+    return await work.aside(lambda: work.screened(placeholders if masks else None))
 
 
 class Restored(NamedTuple):
@@ -230,16 +223,21 @@ class _Screening:
         self._kinds: dict[int, set[str]] = {}  # what each rule found
         self._unavailable: list[Rule] = []
         self._table: _Table | None = None
+        self._large = _is_large(segments)
+
+    async def aside(self, step: Callable[[], _Result]) -> _Result:
+        """Steps over very many texts take turns with the event loop, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(_THREADS, step) if self._large else step()
 
     async def look_inline(self, calls: Sequence[_Call]) -> None:
         if not calls:
             return
-        table = self._original()
+        table = await self.aside(self._original)
         for call in calls:
             look = _Look(call, table, joined=True)
             began = perf_counter()
             findings: Sequence[Finding] | _Failed
-            if len(look.texts) <= _MANY and sum(len(segment.text) for segment in look.texts) <= _LARGE:
+            if not _is_large(look.texts):
                 try:
                     findings = _driven(call.detector, look.texts)
                 except _RAISED as error:
@@ -248,24 +246,20 @@ class _Screening:
                 loop = asyncio.get_running_loop()
                 waiting = loop.run_in_executor(_THREADS, _aside, call.detector, look.texts, call.timeout)
                 findings = await _in_time(waiting, call.timeout)
-            self._take(look, findings, perf_counter() - began)
+            seconds = perf_counter() - began
+            await self.aside(partial(self._take, look, findings, seconds))
 
     async def look_elsewhere(self, calls: Sequence[_Call], placeholders: Placeholders | None) -> None:
         edits: dict[int, list[Edit]] = {}
         tables: dict[bool, _Table] = {}  # by whether it has the texts as they came
         for original in {call.original for call in calls}:
             if original:
-                tables[original] = self._original()
-                continue
-            edits, _ = self.edits(placeholders, {})
-            texts = [
-                applied(segment.text, edits[at]) if at in edits else segment.text
-                for at, segment in enumerate(self._segments)
-            ]
-            tables[original] = _Table(texts, self._segments)
+                tables[original] = await self.aside(self._original)
+            else:
+                tables[original], edits = await self.aside(partial(self._masked, placeholders))
         looks = [_Look(call, tables[call.original], joined=False) for call in calls]
         for look, (findings, seconds) in zip(looks, await asyncio.gather(*map(_elsewhere, looks)), strict=True):
-            self._take(look, findings, seconds, {} if look.call.original else edits)
+            await self.aside(partial(self._take, look, findings, seconds, {} if look.call.original else edits))
 
     def judge(self) -> None:
         """A block first: it stays one when the others can look again."""
@@ -297,6 +291,20 @@ class _Screening:
                     undone.add(at)
         return result, undone
 
+    def screened(self, placeholders: Placeholders | None) -> Screened:
+        segments = self._segments
+        issued: dict[str, str] = {}
+        edits, resealed = self.edits(placeholders, issued)
+        return Screened(
+            texts={segments[at].index: applied(segments[at].text, edit) for at, edit in edits.items()},
+            edits={segments[at].index: tuple(edit) for at, edit in edits.items()},
+            acted=self.tally.acted,
+            issued=issued,
+            resealed=frozenset(segments[at].index for at in resealed),
+            keepable=self.keepable,
+            found=tuple(self.found),
+        )
+
     def acted(self) -> tuple[str, ...]:
         return tuple(
             f"{rule.name}={rule.acts}{';dry-run' if rule.dry_run else ''}"
@@ -316,6 +324,14 @@ class _Screening:
                 for joint in joints([(at, segments[at].text) for at in members]):
                     self._table.add_joint(joint, segments[members[0]].role)
         return self._table
+
+    def _masked(self, placeholders: Placeholders | None) -> tuple[_Table, dict[int, list[Edit]]]:
+        edits, _ = self.edits(placeholders, {})
+        texts = [
+            applied(segment.text, edits[at]) if at in edits else segment.text
+            for at, segment in enumerate(self._segments)
+        ]
+        return _Table(texts, self._segments), edits
 
     def _take(
         self,
@@ -376,6 +392,10 @@ class _Screening:
         if span.action == "mask" and placeholders is not None:
             return Edit(span.start, span.end, placeholders.issue(span.kind, text[span.start : span.end], issued))
         return Edit(span.start, span.end, redaction(span.kind))
+
+
+def _is_large(segments: Sequence[Segment]) -> bool:
+    return len(segments) > _MANY or sum(len(segment.text) for segment in segments) > _LARGE
 
 
 def _numbered(segments: Iterable[Segment]) -> list[Segment]:

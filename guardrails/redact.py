@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 _NOT_IN_A_LABEL = re.compile(r"[^A-Z0-9_]+")
@@ -16,6 +17,7 @@ class Edit(NamedTuple):
     text: str
 
 
+@lru_cache(maxsize=1024)
 def label(kind: str) -> str:
     """`EMAIL` for `email`: what stands in `[EMAIL]` and `<EMAIL_7f3a9c>`. A letter first, 48 characters at most."""
     name = _NOT_IN_A_LABEL.sub("_", kind.upper()).strip("_")[:_LONGEST_LABEL].rstrip("_")

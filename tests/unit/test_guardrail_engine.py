@@ -276,6 +276,28 @@ async def test_a_request_in_two_forms_is_changed_in_both() -> None:
     assert back["messages"][0]["content"][0]["text"] == "[API_KEY] here"
 
 
+async def test_each_rule_acts_on_its_own_though_one_look_is_for_all() -> None:
+    detector = secrets()
+    given = [Segment(0, f"a {WORD}", "user"), Segment(1, f"b {WORD}", "tool_result")]
+
+    done = await screened(given, rule(detector, "log"), rule(detector, "redact", "tool_result"))
+
+    assert len(detector.shown) == 1
+    assert becomes(given, done) == [f"a {WORD}", "b [API_KEY]"]
+
+
+async def test_a_caller_who_writes_a_placeholder_gets_nobodys_value() -> None:
+    literal = KEY.issue("email", ANN, {})
+    given = texts(f"what is {literal}?", f"{ANN} asks")
+
+    done = await screened(given, rule(emails(), "mask"))
+
+    question, asking = becomes(given, done)
+    assert asking == f"{literal} asks"
+    assert literal not in question
+    assert restored(texts(question), done.issued).texts == {0: f"what is {literal}?"}
+
+
 # --- detectors elsewhere
 
 
@@ -299,6 +321,15 @@ async def test_one_that_finds_a_placeholder_finds_what_is_behind_it() -> None:
     done = await screened(given, rule(emails(), "mask"), rule(elsewhere))
 
     assert becomes(given, done) == ["to [WORD]!"]
+
+
+async def test_others_are_not_shown_the_same_text_joined() -> None:
+    elsewhere = Finds("names", inline=False, person="Ann")
+
+    for original in (True, False):
+        await screened(texts("one", "two"), rule(secrets()), rule(elsewhere, original=original), joints=[(0, 1)])
+
+    assert [[segment.text for segment in shown] for shown in elsewhere.shown] == [["one", "two"], ["one", "two"]]
 
 
 async def test_one_that_asks_for_the_original_gets_it() -> None:
