@@ -108,11 +108,16 @@ class HeldText:
         self._unbroken = 0  # there is none between `released` and here
         self._written = 0  # code points that went out
         self._edited = -1  # where the last edit ended
+        self._replaced, self._replaced_to = 0, -1  # the span of it, with those that it went on from
         self._all: list[str] | None = [] if keep else None
 
     @property
     def holds(self) -> bool:
         return self.released < self.size
+
+    def was_replaced(self, start: int) -> bool:
+        """Whether nothing has gone of the text from `start` on."""
+        return self._replaced_to == self.released and self._replaced <= start
 
     @property
     def overfull(self) -> bool:
@@ -182,9 +187,14 @@ class HeldText:
         """What goes out up to `cut`, with all that travels beside it."""
         self._join()
         pieces = self._pieces(cut, edits)
+        begin = self.released
         self.released = self._unbroken = cut
         self.rewritten = self.rewritten or bool(edits)
-        self._edited = edits[-1].end if edits else self._edited
+        if edits:
+            self._edited = edits[-1].end
+            # One that was continued began where the one before it did.
+            self._replaced = self._replaced if edits[-1].start == begin == self._replaced_to else edits[-1].start
+            self._replaced_to = self._edited
         end = cut - self._base
         self.trusted = cut - self._gate.context
         if end and not _is_break(self._text, end - 1):

@@ -385,6 +385,7 @@ class StreamScreen:
     def _judged(self, held: HeldText, window: Window, found: Iterable[Found]) -> "_Verdict":
         spans: list[Span] = []
         mine: list[tuple[int, Found, Rule]] = []
+        goes_on = False  # the first edit is the rest of what was replaced before
         for one in found:
             start, end = one.start + window.start, one.end + window.start
             number = self._number[id(one.rule)]
@@ -393,7 +394,9 @@ class StreamScreen:
                 if start < held.trusted or (rule.action != "block" and end <= held.released):
                     continue
                 # Its beginning has gone: a text that was over went on, or the detector reaches further than it says.
-                if rule.action != "block" and rule.fail == "closed":
+                replaced = held.was_replaced(start)
+                goes_on = goes_on or replaced
+                if rule.action != "block" and rule.fail == "closed" and not replaced:
                     raise GuardrailUnavailable(f"the guardrail {rule.name} found what had begun to be sent")
                 start, end = held.released, max(end, held.released + 1)
             if start < window.cut:
@@ -416,7 +419,10 @@ class StreamScreen:
             elif start >= cut:
                 continue
             self._note(one)
-        return _Verdict(cut, [Edit(group.start, group.end, redaction(group.kind)) for group in groups], blocking)
+        edits = [Edit(group.start, group.end, redaction(group.kind)) for group in groups]
+        if goes_on and edits and edits[0].start == held.released:
+            edits[0] = edits[0]._replace(text="")
+        return _Verdict(cut, edits, blocking)
 
     async def _send_calls(self, choice: "_Choice", calls: "Sequence[_Call]", *, unfinished: bool = False) -> None:
         for call in calls:

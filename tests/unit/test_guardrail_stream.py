@@ -475,6 +475,16 @@ async def test_a_finding_over_the_seam_of_two_blocks_of_text_is_not_finished() -
         await streamed(StreamScreen([rule(Pattern("email", r"\w+@exam\w+\.com"), "block")]), split)
 
 
+async def test_a_finding_that_goes_on_behind_its_end_is_one() -> None:
+    detector = Pattern("password", r"password: ([^\s,]{6,})", group=1)
+    detector.context = 40  # it finds letters of a script without spaces, and does not say so
+    screening = StreamScreen([rule(detector)])
+
+    out = await streamed(screening, [*letters("the password: abcdef密码在这里, thanks"), END])
+
+    assert said(out) == "the password: [PASSWORD], thanks"
+
+
 # --- everything else that is said
 
 
