@@ -4,8 +4,6 @@ https://platform.claude.com/docs/en/api/messages/create, and the `beta` types
 of the SDK for what needs a header.
 """
 
-import base64
-import binascii
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +13,9 @@ import msgspec
 from models.errors import RequestError
 from models.request import Request
 from service.api.body import json_object, model_name
+from service.api.carried import unpacked
 from service.api.dialect import Asked
 
-# How a signature begins that this gateway wrote: base64 of `keepgate:`. What follows, in base64 too, is JSON: the
-# `reasoning_details` of another provider's model, on their way through a client that speaks this dialect.
-CARRIED = "a2VlcGdhdGU6"
 FORMAT = "anthropic-claude-v1"
 
 Json = dict[str, Any]
@@ -394,22 +390,14 @@ def _add_thinking(details: list[Json], readable: list[str], block: Json, path: s
     signature = _text(block.get("signature", ""), f"{path}.signature")
     readable.append(text)
     beyond.unknown(path, block, _BLOCK | {"thinking", "signature"})
-    if signature.startswith(CARRIED):
-        details.extend(_unpacked(signature))
+    carried = unpacked(signature)
+    if carried is not None:
+        details.extend(carried)
         return True
     if signature:
         item = {"type": "reasoning.text", "index": len(details), "format": FORMAT, "text": text}
         details.append({**item, "signature": signature})
     return False
-
-
-def _unpacked(signature: str) -> list[Json]:
-    """Nothing where the client did not keep it whole: the model then goes on without."""
-    try:
-        details = msgspec.json.decode(base64.b64decode(signature[len(CARRIED) :], validate=True) or b"[]")
-    except (binascii.Error, msgspec.MsgspecError, ValueError, RecursionError):
-        return []
-    return [item for item in details if isinstance(item, dict)] if isinstance(details, list) else []
 
 
 def _tool_call(block: Json, path: str, beyond: _Beyond) -> Json:
