@@ -498,6 +498,7 @@ def exchanged(
     speaker = SPEAKERS[client]
     told = speaker.whole(answer.text) if stream else answer.json()
     call = grid.fakes[provider].calls[-1]
+    assert [said for said in unechoed(ask) if said not in call.raw.decode()] == []
     repeated = again(grid, provider, call)
     truth = SPEAKERS[provider].whole(repeated.text) if stream else repeated.json()
     heard = speaker.heard(told)
@@ -506,6 +507,18 @@ def exchanged(
         assert moved or call.body == as_sent(client, body, MODELS[provider] if model is None else model)
         assert speaker.native(told) == speaker.native(truth)
     return Exchange(told, heard, call, truth)
+
+
+def unechoed(ask: Ask) -> Iterator[str]:
+    """What of a question no answer shows, as every dialect writes it."""
+    if ask.system is not None:
+        yield ask.system
+    if ask.temperature is not None:
+        yield f'"temperature":{ask.temperature}'
+    for turn in ask.earlier:
+        yield from turn
+    for tool in ask.tools:
+        yield tool.description
 
 
 def again(grid: Grid, provider: Dialect, call: Call) -> httpx.Response:
