@@ -128,6 +128,7 @@ def new_request_id() -> str:
 
 async def _send_hit(exchange: Exchange, entry: Entry, request: Request, context: Context) -> None:
     headers = _hit_headers(entry, context, exchange.record)
+    request.replayed = True
     if request.stream:
         with HangUp(exchange.receive):
             await _send_replay(exchange, entry.completion, request, context, headers)
@@ -137,7 +138,7 @@ async def _send_hit(exchange: Exchange, entry: Entry, request: Request, context:
 
 async def _send_flight(exchange: Exchange, flight: Flight, request: Request, context: Context) -> None:
     record = exchange.record
-    follows = context.outcome == "coalesced"
+    request.replayed = follows = context.outcome == "coalesced"
     arrived = time.perf_counter()
     try:
         with HangUp(exchange.receive):
@@ -150,6 +151,7 @@ async def _send_flight(exchange: Exchange, flight: Flight, request: Request, con
             if flight.hit and flight.entry is not None:
                 context.outcome = "exact" if flight.hit == "exact" else "semantic"
                 headers = _hit_headers(flight.entry, context, record)
+                request.replayed = True
             else:
                 headers = _miss_headers(flight, context, record)
             if request.stream and flight.chunks:
