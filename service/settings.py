@@ -639,8 +639,7 @@ def _unchecked_callers(settings: Settings) -> Iterator[tuple[str, str]]:
         if not passed.isdisjoint(led) and not passed.issuperset(led):
             yield (
                 f"models.{at}",
-                "leads to upstreams with the caller's credential and to others with yours: set keys.require: true, "
-                "or keep the two apart",
+                "mixes upstreams with auth: passthrough and others: set keys.require: true, or keep the two apart",
             )
 
 
