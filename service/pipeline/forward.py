@@ -100,7 +100,7 @@ async def _passed(
         context.waited += waited
         board.metrics.upstream_attempts.add((target.upstream, outcome))
         board.metrics.upstream_seconds.observe((target.upstream,), waited)
-        board.metrics.upstream_open.set((target.upstream,), standing.open)
+        board.show(standing)
 
 
 def _resting(standing: Standing, now: float) -> UpstreamError:
