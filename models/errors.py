@@ -7,6 +7,9 @@ prompt text, a key or a vector.
 
 from collections.abc import Sequence
 
+# What a client is told of its own names.
+_LONGEST_NAME = 80
+
 
 class GatewayError(Exception):
     """An end to a request that the caller is told about."""
@@ -45,6 +48,7 @@ class Untranslatable(RequestError):
     """
 
     def __init__(self, names: Sequence[str], *, dialect: str) -> None:
+        names = [name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…" for name in names]
         shown = ", ".join(names[:10])
         super().__init__(
             f"the model asked for cannot be told this in its dialect ({dialect}): {shown}",

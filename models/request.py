@@ -22,7 +22,9 @@ class Request(msgspec.Struct, gc=False):
     the gateway does not know. The rest of it is known to do no harm.
 
     `stream` and `include_usage` are read out of the request because they
-    shape the reply, not the answer.
+    shape the reply, not the answer. `replayed` is set once it is known that the
+    answer was given to another request: ids under which a provider keeps what
+    that one asked are then not this client's to learn.
     """
 
     operation: Operation
@@ -36,3 +38,4 @@ class Request(msgspec.Struct, gc=False):
     beyond: dict[str, Any] = {}
     refused: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    replayed: bool = False

@@ -44,16 +44,16 @@ _JSON = (b"content-type", b"application/json")
 _EXPOSED = (
     b"x-keepgate-request-id, x-keepgate-cache, cache-status, age, x-keepgate-similarity, x-keepgate-entry, "
     b"x-keepgate-tokens-saved, x-keepgate-upstream, x-keepgate-dropped, x-keepgate-guardrails, x-keepgate-overhead-us, "
-    b"retry-after"
+    b"x-upstream-request-id, retry-after, x-should-retry"
 )
 
 
 _APIS = ("/v1/", "/anthropic/", "/openai/", "/genai/")
 # What the management API takes: a key's description is a few hundred bytes.
 _MAX_ADMIN_BODY = 1024**2
-_LOOPBACK_ORIGIN = re.compile(
-    rb"https?://(?:localhost|127\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}|\[::1\])(?::[0-9]{1,5})?"
-)
+_LOOPBACK = rb"(?:localhost|127\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}|\[::1\])(?::[0-9]{1,5})?"
+_LOOPBACK_HOST = re.compile(_LOOPBACK)
+_LOOPBACK_ORIGIN = re.compile(rb"https?://" + _LOOPBACK)
 
 
 class App:
@@ -94,8 +94,7 @@ class App:
             else:
                 await _refuse(send, _not_allowed(path, "GET"), (b"allow", b"GET, HEAD"))
         elif path.startswith(_APIS) or scope["path"].startswith("/e/"):
-            problem = RequestError(f"nothing is served at {path}", code="not_found")
-            await _refuse(send, problem, dialect=routes.speaks(path))
+            await _refuse(send, _not_served(path), dialect=routes.speaks(path))
         elif path.startswith(ADMIN):
             await self._administered(scope, receive, send)
         else:
@@ -120,7 +119,14 @@ class App:
                     await _refuse(send, _foreign_page(), dialect=routes.speaks(path))
                     return
         if isinstance(place, routes.PassedOn):
-            await pass_on(state.gateway, routes.speaks(path), place.path, endpoint, scope, receive, send)
+            if not state.settings.keys.require and not _is_ours(scope["headers"], state.cors_origins):
+                await _refuse(send, _foreign_page(), dialect=routes.speaks(path))
+                return
+            written = routes.place(_as_written(scope), b"", [])
+            if not isinstance(written, routes.PassedOn):
+                await _refuse(send, _not_served(path), dialect=routes.speaks(path))
+                return
+            await pass_on(state.gateway, routes.speaks(path), written.path, endpoint, scope, receive, send)
         elif scope["method"] != "POST":
             await _refuse(send, _not_allowed(path, "POST"), (b"allow", b"POST"), dialect=routes.speaks(path))
         elif isinstance(place, routes.Inference):
@@ -201,7 +207,7 @@ class App:
         permission: HeaderList = [(b"access-control-allow-origin", origin), (b"vary", b"Origin")]
         if scope["method"] == "OPTIONS" and b"access-control-request-method" in asked:
             permission += [
-                (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+                (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
                 (b"access-control-allow-headers", asked.get(b"access-control-request-headers", b"*")),
                 (b"access-control-max-age", b"600"),
             ]
@@ -225,6 +231,28 @@ def _is_listed(origin: bytes, allowed: Collection[str]) -> bool:
 def _may_ask(origin: bytes, allowed: Collection[str]) -> bool:
     """Whether a page of `origin` may ask without a key: the operator named it, or it comes from this machine."""
     return _is_listed(origin, allowed) or _LOOPBACK_ORIGIN.fullmatch(origin) is not None
+
+
+def _is_ours(headers: HeaderList, allowed: Collection[str]) -> bool:
+    """Whether a request that shows no key was made on this machine, and not by a page that had its own name lead here.
+
+    A browser sends no `Origin` with a page's GET of its own host. What is passed on may be read files and answers.
+    """
+    fields = header_map(headers)
+    host = fields.get(b"host", b"")
+    named = any(origin.partition("://")[2].encode() == host for origin in allowed)
+    asked_by = fields.get(b"sec-fetch-site", b"none")
+    return (named or _LOOPBACK_HOST.fullmatch(host) is not None) and asked_by in (b"none", b"same-origin")
+
+
+def _as_written(scope: Scope) -> str:
+    """The path before it was percent-decoded, without `/e/{endpoint}`."""
+    raw: str = scope["raw_path"].decode("latin-1")
+    return f"/{raw[3:].partition('/')[2]}" if raw.startswith("/e/") else raw
+
+
+def _not_served(path: str) -> RequestError:
+    return RequestError(f"nothing is served at {path}", code="not_found")
 
 
 def _foreign_page() -> AccessError:

@@ -503,6 +503,8 @@ def _contradictions(
         known = [upstream.name for upstream in settings.upstreams]
         for at, model in enumerate(settings.models):
             yield from _unknown_upstreams(f"models.{at}", model, known)
+        if not settings.keys.require and "keys" not in doubtful:
+            yield from _unchecked_callers(settings)
     policies = ["default", *(policy.name for policy in settings.guardrails)]
     for at, endpoint in enumerate(settings.endpoints):
         if endpoint.cache.model_fields_set >= {"threshold", "max_wrong_hit_rate"}:
@@ -626,6 +628,19 @@ def _unknown_upstreams(path: str, model: ModelSettings, known: Sequence[str]) ->
             yield f"{path}.fallbacks.{at}", "must be upstream/model"
         elif upstream not in known:
             yield f"{path}.fallbacks.{at}", f"no upstream is named {upstream!r}{_nearest(upstream, known)}"
+
+
+def _unchecked_callers(settings: Settings) -> Iterator[tuple[str, str]]:
+    """A caller's own credential is checked by the provider alone: who shows a bad one must not end at an upstream that
+    is paid by the operator."""
+    passed = {upstream.name for upstream in settings.upstreams if upstream.auth == "passthrough"}
+    for at, model in enumerate(settings.models):
+        led = [target.upstream for target in model.targets] + [name.partition("/")[0] for name in model.fallbacks]
+        if not passed.isdisjoint(led) and not passed.issuperset(led):
+            yield (
+                f"models.{at}",
+                "mixes upstreams with auth: passthrough and others: set keys.require: true, or keep the two apart",
+            )
 
 
 def _rule_contradictions(path: str, rule: RuleSettings) -> Iterator[tuple[str, str]]:

@@ -142,6 +142,7 @@ class Runtime:
             self._retired.append(old.gateway)
             for name, upstream in old.gateway.upstreams.items():
                 if name not in same:
+                    old.gateway.standings[name].current = False
                     if name not in self.state.gateway.upstreams:
                         self.metrics.upstream_open.set((name,), 0)
                     self._spawn(self._closed_when_idle(upstream))

@@ -74,6 +74,7 @@ _USUAL_BUDGET = _BUDGETS["medium"]
 _EFFORTS = ((4096, "low"), (12288, "medium"), (20480, "high"), (32768, "xhigh"))
 _ROOM_TO_ANSWER = 4096
 _LONG_ANSWER = 64_000
+_LONGEST_PATH = 200
 
 # Of JSON Schema what structured outputs know, beside those that hold schemas.
 _PLAIN_KEYWORDS = frozenset(
@@ -387,17 +388,21 @@ def _thinking(details: Any) -> list[Block | None]:
     if not isinstance(details, list):
         return []
     merged: dict[Any, dict[str, Any]] = {}
+    texts: dict[Any, list[str]] = {}
     for position, item in enumerate(details):
         if not isinstance(item, dict):
             continue
         index = item.get("index")
-        so_far = merged.setdefault(index if isinstance(index, int) else f"at {position}", {})
+        key = index if isinstance(index, int) else f"at {position}"
+        so_far = merged.setdefault(key, {})
         for name, value in item.items():
-            # Clients that put streams together by appending send the pieces back.
-            if name == "text" and isinstance(value, str) and isinstance(so_far.get(name), str):
-                so_far[name] += value
+            if name == "text" and isinstance(value, str):
+                # Clients that put streams together by appending send the pieces back.
+                texts.setdefault(key, []).append(value)
             elif value is not None:
                 so_far[name] = value
+    for key, pieces in texts.items():
+        merged[key]["text"] = "".join(pieces)
     return [_thinking_block(item) for item in merged.values()]
 
 
@@ -649,13 +654,15 @@ def _constrained(schema: Any, at: str, losses: _Losses) -> Any:
     told: dict[str, Any] = {}
     for name, value in schema.items():
         if name in ("$defs", "definitions", "properties") and isinstance(value, dict):
-            held[name] = {key: _constrained(inner, f"{at}.{name}.{key}", losses) for key, inner in value.items()}
+            held[name] = {
+                key: _constrained(inner, _within(at, f"{name}.{key}"), losses) for key, inner in value.items()
+            }
         elif name in ("anyOf", "oneOf", "allOf") and isinstance(value, list):
             held["anyOf" if name == "oneOf" else name] = [
-                _constrained(inner, f"{at}.{name}[{position}]", losses) for position, inner in enumerate(value)
+                _constrained(inner, _within(at, f"{name}[{position}]"), losses) for position, inner in enumerate(value)
             ]
         elif name == "items" and isinstance(value, dict):
-            held[name] = _constrained(value, f"{at}.items", losses)
+            held[name] = _constrained(value, _within(at, "items"), losses)
         elif (
             name in _PLAIN_KEYWORDS
             or (name == "format" and isinstance(value, str) and value in _STRING_FORMATS)
@@ -674,6 +681,11 @@ def _constrained(schema: Any, at: str, losses: _Losses) -> Any:
         before = held.get("description")
         held["description"] = f"{before}\n\n{words}" if isinstance(before, str) and before else words
     return held
+
+
+def _within(at: str, name: str) -> str:
+    """Deep down, the beginning of a path: every level holds its own, and names are as long as a client likes."""
+    return at if len(at) > _LONGEST_PATH else f"{at}.{name[:_LONGEST_PATH]}"
 
 
 def _object(value: Any, at: str) -> Mapping[str, Any]:

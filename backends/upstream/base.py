@@ -38,12 +38,13 @@ class Call(msgspec.Struct, frozen=True, gc=False):
 
 class Passage(msgspec.Struct, frozen=True, gc=False):
     """A request that is passed on as it is: `path` comes after where the API of that `dialect` begins and holds the
-    query, `headers` have the content type and passed the header policy."""
+    query, `headers` passed the header policy. It is sent once at most."""
 
     method: str
     path: str
     headers: tuple[tuple[str, str], ...]
     body: bytes | None
+    content_type: str = "application/json"
     authorization: str | None = None
     dialect: Dialect = "openai"
     key: int = 0

@@ -35,11 +35,9 @@ class GeminiWire:
         method = "streamGenerateContent?alt=sse" if stream else "generateContent"
         path = f"{_path(call.model)}:{method}"
         if call.dialect == self.dialect and call.native is not None:
-            native = call.native
-            if "model" not in native:
-                return Sent(path, as_written(call.raw, native))
-            # Who names a model in the body as well may contradict the path.
-            return Sent(path, msgspec.json.encode({name: native[name] for name in native if name != "model"}))
+            asked = gemini_request.as_asked(call.native, call.model)
+            same = asked is call.native
+            return Sent(path, as_written(call.raw, asked) if same else msgspec.json.encode(asked))
         if call.refused:
             raise Untranslatable(call.refused, dialect=self.dialect)
         body, dropped = gemini_request.chat(call.body, call.model)

@@ -117,6 +117,10 @@ _LEAST_BUDGET_OF_PRO: Final = 128
 # keeps no signatures, brought along: https://ai.google.dev/gemini-api/docs/thought-signatures
 _UNSIGNED: Final = "skip_thought_signature_validator"
 
+_CALLS: Final = frozenset({"functionCall", "function_call"})
+_RESULTS: Final = frozenset({"functionResponse", "function_response"})
+_SIGNATURES: Final = frozenset({"thoughtSignature", "thought_signature"})
+
 _MEDIA_TYPES: Final = {
     "aac": "audio/aac",
     "csv": "text/csv",
@@ -154,6 +158,48 @@ def chat(body: Mapping[str, Any], model: str) -> tuple[dict[str, Any], tuple[str
     if translation.refused:
         raise Untranslatable(list(dict.fromkeys(translation.refused)), dialect="gemini")
     return sent, tuple(dict.fromkeys(translation.dropped))
+
+
+def as_asked(native: Mapping[str, Any], model: str) -> Mapping[str, Any]:
+    """What a client of this dialect wrote: the same object where nothing needs to change.
+
+    A model in the body may contradict the path. Calls that another provider's
+    model made are not signed; in the turn that goes on they would be refused.
+    """
+    if "model" in native:
+        native = {name: native[name] for name in native if name != "model"}
+    contents = native.get("contents")
+    if not isinstance(contents, list) or model.rpartition("/")[2].startswith(_BUDGETED):
+        return native
+    begun = next((at for at in range(len(contents) - 1, -1, -1) if _asks(contents[at])), -1) + 1
+    signed = dict(_signed(contents, begun))
+    if not signed:
+        return native
+    return {**native, "contents": [signed.get(at, content) for at, content in enumerate(contents)]}
+
+
+def _asks(content: Any) -> bool:
+    """Whether a turn begins with it: what a user says, and not only what tools came to."""
+    match content:
+        case {"parts": list(parts)} if content.get("role") != "model":
+            return any(not isinstance(part, dict) or not part.keys() & _RESULTS for part in parts)
+    return isinstance(content, str)
+
+
+def _signed(contents: list[Any], begun: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The contents from `begun` on whose first call lacks a signature, with Google's word for that. Contents of the
+    model that follow each other are one step, which is signed once."""
+    called = False
+    for at in range(begun, len(contents)):
+        match contents[at]:
+            case {"role": "model", "parts": list(parts)} as content:
+                calls = [n for n, part in enumerate(parts) if isinstance(part, dict) and part.keys() & _CALLS]
+                if calls and not called and not any(parts[calls[0]].get(name) for name in _SIGNATURES):
+                    part = {**parts[calls[0]], "thoughtSignature": _UNSIGNED}
+                    yield at, {**content, "parts": [*parts[: calls[0]], part, *parts[calls[0] + 1 :]]}
+                called = called or bool(calls)
+            case _:
+                called = False
 
 
 def embedding(body: Mapping[str, Any], model: str) -> tuple[dict[str, Any], tuple[str, ...]]:

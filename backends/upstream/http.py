@@ -1,7 +1,7 @@
 """Any upstream that speaks one or more of the dialects over HTTP."""
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -124,14 +124,15 @@ class HttpUpstream:
 
     async def forward(self, passage: Passage) -> "_Pieces":
         own = self._whole_headers[passage.key % self.keys]
-        headers = {**self._defaults, **own, "accept": "*/*", **dict(passage.headers)}
+        headers = {**self._defaults, **dict(passage.headers), **own, "accept": "*/*"}
+        headers["content-type"] = passage.content_type
         if self._passthrough and passage.authorization is not None:
             headers |= _credential(self._passed_style, passage.authorization)
-        if passage.body is None:
-            headers.pop("content-type", None)
+        if not passage.body:
+            del headers["content-type"]
         dialect = passage.dialect if passage.dialect in self.dialects else self._first
         path = self._prefixes.get(dialect, "") + passage.path
-        answer = await self._transport.send(passage.method, path, headers, passage.body)
+        answer = await self._transport.send(passage.method, path, headers, passage.body, once=True)
         if not 200 <= answer.status < 300:
             raise await self._refusal(answer, dialect)
         return _Pieces(answer, self.name, self._max)
@@ -285,6 +286,10 @@ class _Chunks:
         except EventTooLong:
             raise self._broken("had an event that was too long") from None
         except UpstreamError:
+            if self._decoder.complete:
+                # Everything was said: only the farewell is missing, which some servers never send.
+                self._at_end = True
+                return
             self._done = True
             raise
 
@@ -363,25 +368,28 @@ def _credential(style: AuthStyle, key: str) -> dict[str, str]:
 
 
 def _as_chunks(body: bytes, operation: Operation, name: str) -> list[Chunk]:
-    whole = msgspec.json.decode(body)
+    try:
+        return [Chunk(msgspec.json.encode(chunk), chunk) for chunk in _pieces_of(msgspec.json.decode(body), operation)]
+    except (msgspec.MsgspecError, RecursionError, AttributeError, TypeError, LookupError, ValueError):
+        # No cause: it may quote the body.
+        raise UpstreamError(f"the upstream {name!r} answered with something that is no {operation} reply") from None
+
+
+def _pieces_of(whole: dict[str, Any], operation: Operation) -> Iterator[dict[str, Any]]:
     kind = "chat.completion.chunk" if operation == "chat" else "text_completion"
     head = {key: value for key, value in whole.items() if key not in {"choices", "usage"}} | {"object": kind}
-    chunks: list[dict[str, Any]] = []
     for choice in whole["choices"]:
-        if not isinstance(choice, dict) or not isinstance(choice.get("message", {}), dict):
-            raise UpstreamError(f"the upstream {name!r} answered with something that is no {operation} reply")
         if operation == "chat":
             message = dict(choice.pop("message", {}))
             if message.get("tool_calls"):
                 message["tool_calls"] = [{"index": i, **tool} for i, tool in enumerate(message["tool_calls"])]
-            chunks.append({**head, "choices": [{**choice, "delta": message, "finish_reason": None}]})
+            yield {**head, "choices": [{**choice, "delta": message, "finish_reason": None}]}
             end = {"index": choice.get("index", 0), "delta": {}, "finish_reason": choice.get("finish_reason")}
-            chunks.append({**head, "choices": [end]})
+            yield {**head, "choices": [end]}
         else:
-            chunks.append({**head, "choices": [choice]})
+            yield {**head, "choices": [dict(choice)]}
     if whole.get("usage") is not None:
-        chunks.append({**head, "choices": [], "usage": whole["usage"]})
-    return [Chunk(msgspec.json.encode(chunk), chunk) for chunk in chunks]
+        yield {**head, "choices": [], "usage": whole["usage"]}
 
 
 async def _error_body(answer: Answer) -> bytes | None:

@@ -83,11 +83,12 @@ def translated(call: Call, quirks: Quirks) -> Json:
 
 def _messages(canonical: Any, quirks: Quirks, refused: list[str], *, custom: bool) -> list[Json]:
     messages: list[Json] = []
+    told = {name.partition("]")[0] for name in refused}
     shown: list[Json] = []  # by tools, in turns that have no place for it
     for at, message in enumerate(canonical):
         path = f"messages[{at}]"
         # Read by the dialect that wrote it, above: what is left here has no words in this one.
-        if message.get("provider_content") and not any(name.startswith(path) for name in refused):
+        if message.get("provider_content") and f"messages[{at}" not in told:
             refused.append(f"{path} (content of another dialect)")
         tool = message["role"] == "tool"
         foreign = _FOREIGN | ({"is_error"} if tool else {"reasoning_content"} - quirks.accepted)

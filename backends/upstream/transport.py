@@ -82,8 +82,11 @@ class Transport:
         self._connections: set[_Connection] = set()
         self._closed = False
 
-    async def send(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> "Answer":
-        """Returns when the headers are here, whatever the status. `path` comes after that of the base URL."""
+    async def send(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None, *, once: bool = False
+    ) -> "Answer":
+        """Returns when the headers are here, whatever the status. `path` comes after that of the base URL. `once`: it
+        is never sent again."""
         message = self._head(method, path, headers, body)
         if body is not None:
             message += body
@@ -94,7 +97,7 @@ class Transport:
             try:
                 return await self._ask(kept, message, deadline)
             except _ClosedUnheard:
-                if idle < self._crossing:
+                if once or idle < self._crossing:
                     raise
         return await self._ask(await self._connect(deadline), message, deadline)
 

@@ -3,7 +3,6 @@
 https://platform.claude.com/docs/en/build-with-claude/streaming
 """
 
-import base64
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +14,8 @@ from models.errors import GatewayError
 from models.request import Request
 from service.api import sse
 from service.api.anthropic_errors import error_body
-from service.api.anthropic_request import CARRIED, FORMAT
+from service.api.anthropic_request import FORMAT
+from service.api.carried import packed
 from service.caching.assembly import usage_fields
 from service.caching.replay import LAID_OUT, adds_up, mirrored
 
@@ -138,10 +138,6 @@ def _only_here(call: Json) -> Json:
     return fields
 
 
-def _signature(details: Sequence[Json]) -> str:
-    return CARRIED + base64.b64encode(msgspec.json.encode(details)).decode() if details else CARRIED
-
-
 def _is_own(item: object) -> bool:
     """Whether `item` of `provider_content` is of this dialect."""
     own = _fields(item)
@@ -225,7 +221,7 @@ class _Content:
 
     def _end(self) -> None:
         if self._thought is not None:
-            self._thought["signature"] = _signature(self._signed)
+            self._thought["signature"] = packed(self._signed)
         self._text = self._thought = None
 
     def _say(self, text: str) -> None:
@@ -333,7 +329,7 @@ class _Block:
 
     def closing(self) -> list[Json]:
         if self.key == "foreign":
-            return [{"type": "signature_delta", "signature": _signature(self.details)}]
+            return [{"type": "signature_delta", "signature": packed(self.details)}]
         return [{"type": "signature_delta", "signature": self.signature}] if self.signature else []
 
 

@@ -4,8 +4,6 @@ https://platform.claude.com/docs/en/api/messages/create, and the `beta` types
 of the SDK for what needs a header.
 """
 
-import base64
-import binascii
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +13,9 @@ import msgspec
 from models.errors import RequestError
 from models.request import Request
 from service.api.body import json_object, model_name
+from service.api.carried import unpacked
 from service.api.dialect import Asked
 
-# How a signature begins that this gateway wrote: base64 of `keepgate:`. What follows, in base64 too, is JSON: the
-# `reasoning_details` of another provider's model, on their way through a client that speaks this dialect.
-CARRIED = "a2VlcGdhdGU6"
 FORMAT = "anthropic-claude-v1"
 
 Json = dict[str, Any]
@@ -48,6 +44,7 @@ _BLOCK = frozenset({"type", "cache_control"})
 _TEXT = _BLOCK | {"text", "citations"}
 _IMAGE = _BLOCK | {"source", "transformations"}
 _DOCUMENT = _BLOCK | {"source", "citations", "context", "title"}
+_SOURCE = frozenset({"type", "media_type", "data", "url", "content"})
 _SEARCH_RESULT = _BLOCK | {"source", "title", "content", "citations"}
 _TOOL_RESULT = _BLOCK | {"tool_use_id", "content", "is_error", "toolset_name"}
 _TOOL_USE = _BLOCK | {"id", "name", "input", "caller", "toolset_name"}
@@ -80,6 +77,7 @@ class _Beyond:
         self.dropped: list[str] = []
 
     def keep(self, path: str, value: Any) -> None:
+        """A name of the client's own is not to pass for a path: `field` makes it one."""
         self.fields[path] = value
 
     def refuse(self, path: str, value: Any, kind: str = "") -> None:
@@ -89,8 +87,12 @@ class _Beyond:
     def unknown(self, path: str, fields: Mapping[str, Any], known: frozenset[str]) -> None:
         if not fields.keys() <= known:
             for name in sorted(fields.keys() - known):
-                self.fields[f"{path}.{name}"] = fields[name]
+                self.fields[f"{path}.{_field(name)}"] = fields[name]
                 self.dropped.append(f"{path}.{name}")
+
+
+def _field(name: str) -> str:
+    return name.replace("\\", "\\\\").replace(".", "\\.")
 
 
 def _decoded(raw: bytes, asked: Asked, *, counting: bool) -> Request:
@@ -121,7 +123,7 @@ def _decoded(raw: bytes, asked: Asked, *, counting: bool) -> Request:
         if name in _REFUSED:
             beyond.refuse(name, value)
         else:
-            beyond.keep(name, value)
+            beyond.keep(_field(name), value)
             if name not in _HARMLESS:
                 beyond.dropped.append(name)
     return Request(
@@ -186,6 +188,7 @@ def _add_tools(body: Json, native: Json, beyond: _Beyond) -> None:
         body["tool_choice"] = {"type": "function", "function": {"name": name}}
     elif kind != "auto":
         raise RequestError("tool_choice.type must be auto, any, tool or none", param="tool_choice.type")
+    beyond.unknown("tool_choice", choice, frozenset({"type", "name", "disable_parallel_tool_use"}))
     if _flag(choice.get("disable_parallel_tool_use"), "tool_choice.disable_parallel_tool_use"):
         body["parallel_tool_calls"] = False
 
@@ -394,22 +397,14 @@ def _add_thinking(details: list[Json], readable: list[str], block: Json, path: s
     signature = _text(block.get("signature", ""), f"{path}.signature")
     readable.append(text)
     beyond.unknown(path, block, _BLOCK | {"thinking", "signature"})
-    if signature.startswith(CARRIED):
-        details.extend(_unpacked(signature))
+    carried = unpacked(signature)
+    if carried is not None:
+        details.extend(carried)
         return True
     if signature:
         item = {"type": "reasoning.text", "index": len(details), "format": FORMAT, "text": text}
         details.append({**item, "signature": signature})
     return False
-
-
-def _unpacked(signature: str) -> list[Json]:
-    """Nothing where the client did not keep it whole: the model then goes on without."""
-    try:
-        details = msgspec.json.decode(base64.b64decode(signature[len(CARRIED) :], validate=True) or b"[]")
-    except (binascii.Error, msgspec.MsgspecError, ValueError, RecursionError):
-        return []
-    return [item for item in details if isinstance(item, dict)] if isinstance(details, list) else []
 
 
 def _tool_call(block: Json, path: str, beyond: _Beyond) -> Json:
@@ -470,6 +465,8 @@ def _add_parts(parts: list[Json], others: list[Json], block: Json, kind: str, pa
             place = f"{path}.content[{number}]"
             _kind(inner, place)
             found.append(str(_text_part(inner, place, beyond)["text"]))
+        # Joined, nobody can tell one from the other.
+        beyond.keep(path, ["search_result", title, source, *found])
         parts.append({"type": "text", "text": "\n\n".join([f"{title}\n{source}", *found])})
     else:
         _add_other(others, block, kind, path, beyond)
@@ -484,6 +481,7 @@ def _add_image(parts: list[Json], others: list[Json], block: Json, path: str, be
     else:
         _add_other(others, block, f"image from {_kind(source, f'{path}.source')}", path, beyond)
         return
+    beyond.unknown(f"{path}.source", source, _SOURCE)
     if block.get("transformations"):
         beyond.keep(f"{path}.transformations", block["transformations"])
     beyond.unknown(path, block, _IMAGE)
@@ -521,6 +519,9 @@ def _add_document(parts: list[Json], others: list[Json], block: Json, path: str,
     else:
         _add_other(others, block, f"document from {kind}", path, beyond)
         return
+    if kind in ("text", "content") and (title or context):
+        beyond.keep(f"{path}.heading", [title, context])
+    beyond.unknown(f"{path}.source", source, _SOURCE)
     _refuse_citations(block, path, beyond)
     beyond.unknown(path, block, _DOCUMENT)
 
@@ -533,8 +534,12 @@ def _add_other(others: list[Json], block: Json, kind: str, path: str, beyond: _B
 
 def _refuse_citations(block: Json, path: str, beyond: _Beyond) -> None:
     citations = block.get("citations")
-    if citations is not None and _object(citations, f"{path}.citations").get("enabled"):
+    if citations is None:
+        return
+    if _object(citations, f"{path}.citations").get("enabled"):
         beyond.refuse(f"{path}.citations", citations)
+    else:
+        beyond.unknown(f"{path}.citations", citations, frozenset({"enabled"}))
 
 
 def _text_part(block: Json, path: str, beyond: _Beyond) -> Json:

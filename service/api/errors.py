@@ -69,6 +69,11 @@ def provider_message(error: GatewayError) -> str:
     return said if isinstance(said, str) and said else error.message
 
 
+def _has_our_shape(body: bytes) -> bool:
+    said = msgspec.json.decode(body)
+    return isinstance(said, dict) and isinstance(said.get("error"), dict)
+
+
 def openai_body(error: GatewayError, request_id: str) -> bytes:
     """`{"error": {"message", "type", "param", "code", "request_id"}}`.
 
@@ -77,7 +82,7 @@ def openai_body(error: GatewayError, request_id: str) -> bytes:
     """
     message = error.message
     if isinstance(error, UpstreamError) and error.body is not None:
-        if error.dialect in ("openai", "responses"):
+        if error.dialect in ("openai", "responses") and _has_our_shape(error.body):
             return error.body
         message = provider_message(error)
     kind = next((name for base, name in _OPENAI_TYPES if isinstance(error, base)), "server_error")

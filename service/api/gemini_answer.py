@@ -12,6 +12,7 @@ from models.completion import Completion
 from models.errors import GatewayError, UpstreamError
 from models.request import Request
 from service.api import sse
+from service.api.carried import packed
 from service.api.errors import provider_message, status_of
 from service.api.gemini_request import SIGNATURE_FORMAT
 from service.caching.assembly import usage_fields
@@ -68,6 +69,8 @@ _STATUS_NAMES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
+# Fields of a piece of reasoning that add up.
+_ADDED_TO = frozenset({"text", "summary", "data", "signature"})
 _NO_ARGUMENTS = "the arguments of a function call are no JSON object"
 
 
@@ -220,6 +223,7 @@ class _Candidate:
         self._signature: str | None = None  # of the text that comes next
         self._calls: dict[int, dict[str, Any]] = {}
         self._call_signatures: dict[str, str] = {}
+        self._foreign: dict[Any, dict[str, Any]] = {}  # reasoning that another maker signed, by its index
         self._calls_sent = -1  # the highest index
         self._malformed = False
         self._refused = False
@@ -311,6 +315,7 @@ class _Candidate:
 
     def _add_detail(self, detail: dict[str, Any], parts: list[dict[str, Any]]) -> None:
         if detail.get("format") != SIGNATURE_FORMAT:
+            self._keep_foreign(detail)
             return
         signature = detail.get("signature") or detail.get("data")
         if not isinstance(signature, str) or not signature:
@@ -329,6 +334,23 @@ class _Candidate:
                 self._texting = False
             else:
                 self._signature = signature
+
+    def _keep_foreign(self, piece: dict[str, Any]) -> None:
+        """Pieces of one item have its index."""
+        index = piece.get("index")
+        if not isinstance(index, int):
+            index = len(self._foreign)
+        so_far = self._foreign.setdefault(index, {})
+        for name, value in piece.items():
+            added = name in _ADDED_TO and isinstance(value, str) and isinstance(so_far.get(name), str)
+            so_far[name] = so_far[name] + value if added else value
+
+    def _carried(self) -> str | None:
+        """What another maker's model needs to go on from its call, for the client to bring back; once."""
+        details = list(self._foreign.values())
+        self._foreign = {}
+        signed = any(detail.get("signature") or detail.get("data") for detail in details)
+        return packed(details) if signed else None
 
     def _add_call(self, piece: dict[str, Any]) -> None:
         index = piece.get("index")
@@ -357,7 +379,8 @@ class _Candidate:
             return None
         identified = {"id": call["id"]} if call["id"] else {}
         part: dict[str, Any] = {"functionCall": {**identified, "name": call["name"], "args": arguments}}
-        if (signature := self._call_signatures.pop(call["id"], None)) is not None:
+        signature = self._call_signatures.pop(call["id"], None) or (self._carried() if self._foreign else None)
+        if signature is not None:
             part["thoughtSignature"] = signature
         return part
 

@@ -15,6 +15,7 @@ import msgspec
 from models.errors import RequestError
 from models.request import Request
 from service.api.body import json_object, model_name
+from service.api.carried import MARK, unpacked
 from service.api.dialect import Asked
 from service.caching.replay import LAID_OUT
 
@@ -57,6 +58,7 @@ _REFUSED_PART = frozenset({"videoMetadata", "speechMetadata"})
 _LENIENT = frozenset({None, "OFF", "BLOCK_NONE", "BLOCK_ONLY_HIGH", "HARM_BLOCK_THRESHOLD_UNSPECIFIED"})
 _EFFORTS = frozenset({"none", "minimal", "low", "medium", "high", "xhigh", "max"})
 _HELD = ("text", "inlineData", "fileData", "functionCall", "functionResponse")
+_SIGNATURES = frozenset({"thoughtSignature", "thought_signature"})
 _BLOCKS = frozenset({"executableCode", "codeExecutionResult", "toolCall", "toolResponse"})
 _PART_NOTES = _HARMLESS_PART | _NEUTRAL_PART | _REFUSED_PART | {"thought", "thoughtSignature"}
 # What the audio formats of the canonical form are called, where that is not what their media type ends in.
@@ -93,6 +95,9 @@ def _request(native: dict[str, Any], raw: bytes, asked: Asked) -> Request:
     stream = bool(asked.stream)
     if stream:
         body["stream"] = True
+    if losses.carried:
+        native = _without_carried(native)
+        raw = msgspec.json.encode(native)
     return Request(
         operation="chat",
         model=model,
@@ -109,9 +114,11 @@ def _request(native: dict[str, Any], raw: bytes, asked: Asked) -> Request:
 
 
 class _Losses:
-    """What the canonical form has no words for, by its path."""
+    """What the canonical form has no words for, by its path. `carried`: signatures that this gateway wrote, which no
+    API knows, are in the contents."""
 
     def __init__(self) -> None:
+        self.carried = False
         self.beyond: dict[str, Any] = {}
         self.refused: list[str] = []
         self.dropped: list[str] = []
@@ -260,6 +267,10 @@ class _Conversation:
             else:
                 turn.add_text(text, signature)
         elif kind == "functionCall":
+            carried = None if signature is None else unpacked(signature)
+            if carried is not None:
+                turn.add_carried(carried)
+                self._losses.carried, signature = True, None
             turn.add_call(self._call(part[kind], f"{path}.{kind}"), signature)
         elif kind == "functionResponse":
             raise RequestError(f"{path}: only a user's content holds a functionResponse", param=path)
@@ -392,7 +403,7 @@ class _ModelTurn:
         self._calls: list[dict[str, Any]] = []
         self._blocks: list[dict[str, Any]] = []
         self._details: list[dict[str, Any]] = []
-        self._call_details: list[dict[str, Any]] = []  # they belong to their calls, wherever they are
+        self._call_details: list[dict[str, Any]] = []  # they belong to calls, wherever those are
         self._layout: list[list[Any]] = []
 
     def add_text(self, text: str, signature: str | None) -> None:
@@ -414,6 +425,10 @@ class _ModelTurn:
         if signature is not None:
             detail = {"type": "reasoning.encrypted", "format": SIGNATURE_FORMAT, "data": signature}
             self._call_details.append({**detail, "tool_call_id": call["id"]})
+
+    def add_carried(self, details: list[dict[str, Any]]) -> None:
+        """What led another maker's model to the call that comes next. It comes before all else."""
+        self._call_details += [{name: detail[name] for name in detail if name != "index"} for detail in details]
 
     def add_block(self, block: dict[str, Any]) -> None:
         self._blocks.append(block)
@@ -759,6 +774,27 @@ def _integer(value: Any, where: str) -> int:
     if not isinstance(number, int):
         raise RequestError(f"{where} must be a whole number", param=where)
     return number
+
+
+def _without_carried(native: dict[str, Any]) -> dict[str, Any]:
+    """Without the signatures that this gateway wrote. It was read before: its shape is known."""
+    contents = []
+    for content in _list(native["contents"], "contents"):
+        if isinstance(content, dict) and content.get("parts") is not None:
+            parts = [
+                {name: value for name, value in part.items() if not (name in _SIGNATURES and _is_carried(value))}
+                if isinstance(part, dict)
+                else part
+                for part in _list(content["parts"], "parts")
+            ]
+            contents.append({**content, "parts": parts})
+        else:
+            contents.append(content)
+    return {**native, "contents": contents}
+
+
+def _is_carried(signature: Any) -> bool:
+    return isinstance(signature, str) and signature.startswith(MARK)
 
 
 def _base64(value: Any, where: str) -> str:

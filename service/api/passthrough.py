@@ -4,16 +4,18 @@ Keys, limits of size and time, and the log hold for them; no cache is asked,
 and nothing is read of a body but the model in it.
 """
 
+import asyncio
 import contextlib
+import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from urllib.parse import quote
 
 import msgspec
 
 from backends.upstream.base import Passage
-from models.errors import AccessError, GatewayError, RequestError, UpstreamError
+from models.errors import AccessError, GatewayError, LimitError, RequestError, UpstreamError
 from models.request import Request
 from service.api import anthropic_messages, anthropic_request, gemini_generate, gemini_request
 from service.api.anthropic_messages import ANTHROPIC
@@ -34,29 +36,33 @@ from service.api.exchange import (
     send_start,
     send_whole,
 )
+from service.api.form import model_span
 from service.api.gemini_generate import GEMINI_SSE
-from service.api.serve import new_request_id
+from service.api.serve import new_request_id, stopping
 from service.context import Context
 from service.pipeline.admit import admit
-from service.pipeline.call import forward
+from service.pipeline.forward import forward
 from service.pipeline.gateway import Gateway
 from service.pipeline.headers import forwarded
 from service.pipeline.settle import estimated
 from service.routing.aliases import Target
+from service.routing.balance import in_order
 from service.telemetry.recorder import Record, observe
+
+log = logging.getLogger("keepgate.api")
 
 _JSON = (b"content-type", b"application/json")
 _UPSTREAM = b"x-keepgate-upstream"
 _NOT_SERVED = frozenset({404, 405, 501})
 _METHODS = frozenset({"GET", "POST", "DELETE"})
+# Whatever was uploaded is not to become a page of this origin.
+_NO_PAGE = ((b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"sandbox"))
 # What may stand in a path: nothing that climbs out of the API's own folder or ends the request line.
 _PATH = re.compile(r"(?:/[A-Za-z0-9_~:@!$&'()*+,;=%-][A-Za-z0-9._~:@!$&'()*+,;=%-]*)+/?")
 _QUERY = re.compile(r"[\x21-\x7e]*")
 _ENCODED_DOT_OR_SLASH = re.compile(r"%(?:2e|2f|5c)", re.IGNORECASE)
-# RFC 7578: a part's headers, an empty line, its content, the boundary.
-_MODEL_PART = re.compile(
-    rb'content-disposition: *form-data; *name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n', re.IGNORECASE
-)
+# Where the model in the body is what is used, and all that is used.
+_BY_MODEL = re.compile(r"/audio/.+|/images/.+|/moderations|/rerank")
 
 
 @contextlib.contextmanager
@@ -90,21 +96,24 @@ async def pass_on(
     """`path` comes after `/v1`, as the client wrote it."""
     with _recorded(do, endpoint, "passthrough") as record:
         asking = _Asking(do, record, receive, send)
-        try:
-            context = asking.authenticate(scope, endpoint)
-            method, query = scope["method"], scope["query_string"].decode("latin-1")
-            if method not in _METHODS:
-                raise RequestError(f"{scope['path']} takes GET, POST and DELETE", code="method_not_allowed")
-            if not _PATH.fullmatch(path) or _ENCODED_DOT_OR_SLASH.search(path) or not _QUERY.fullmatch(query):
-                raise RequestError("the path or its query has characters that are not passed on")
-            body = await asking.body(context)
-            media_type = context.headers.get(b"content-type", b"application/json")
-            upstream, body = _led(do, context, body, media_type, record)
-            whole_path = f"{path}?{query}" if query else path
-            passage = _passage(context, dialect, method, whole_path, body or None, media_type)
-            await asking.forward(context, Target(upstream, record.upstream_model), passage)
-        except GatewayError as error:
-            await asking.refuse(dialect, error)
+        await asking.answer(dialect, _pass_on(asking, dialect, path, endpoint, scope))
+
+
+async def _pass_on(asking: "_Asking", dialect: Dialect, path: str, endpoint: str, scope: Scope) -> None:
+    context = asking.authenticate(scope, endpoint)
+    method, query = scope["method"], scope["query_string"].decode("latin-1")
+    if method not in _METHODS:
+        raise RequestError(f"{scope['path']} takes GET, POST and DELETE", code="method_not_allowed")
+    if not _PATH.fullmatch(path) or _ENCODED_DOT_OR_SLASH.search(path) or not _QUERY.fullmatch(query):
+        raise RequestError("the path or its query has characters that are not passed on")
+    # Google's clients may put their credential there.
+    query = "&".join(part for part in query.split("&") if part.partition("=")[0] != "key")
+    body = await asking.body(context)
+    media_type = context.headers.get(b"content-type", b"application/json")
+    targets, body = _led(asking.do, context, path, body, media_type, asking.record)
+    whole_path = f"{path}?{query}" if query else path
+    passage = _passage(context, dialect, method, whole_path, body if body or method == "POST" else None, media_type)
+    await asking.forward(context, targets, passage)
 
 
 async def count_tokens(do: Gateway, path: str, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,34 +126,40 @@ async def count_tokens(do: Gateway, path: str, endpoint: str, scope: Scope, rece
     dialect = ANTHROPIC if model is None else GEMINI_SSE
     with _recorded(do, endpoint, "count_tokens") as record:
         asking = _Asking(do, record, receive, send)
+        await asking.answer(dialect, _count(asking, dialect, model, endpoint, scope))
+
+
+async def _count(asking: "_Asking", dialect: Dialect, model: str | None, endpoint: str, scope: Scope) -> None:
+    do, record = asking.do, asking.record
+    context = asking.authenticate(scope, endpoint)
+    raw = await asking.body(context)
+    request = anthropic_request.decode_count(raw) if model is None else gemini_request.decode_count(raw, model)
+    record.model = request.model
+    for target in admit(request, context, do.aliases).targets:
+        if dialect.name not in do.upstreams[target.upstream].dialects:
+            continue
         try:
-            context = asking.authenticate(scope, endpoint)
-            raw = await asking.body(context)
-            request = anthropic_request.decode_count(raw) if model is None else gemini_request.decode_count(raw, model)
-            record.model = request.model
-            for target in admit(request, context, do.aliases).targets:
-                if dialect.name in do.upstreams[target.upstream].dialects:
-                    record.upstream, record.upstream_model = target.upstream, target.model
-                    if model is None:
-                        body = msgspec.json.encode({**(request.native or {}), "model": target.model})
-                        asked = "/messages/count_tokens"
-                    else:
-                        body, asked = raw, f"/models/{quote(target.model, safe='')}:countTokens"
-                    try:
-                        await asking.forward(context, target, _passage(context, dialect, "POST", asked, body))
-                    except UpstreamError as error:
-                        # Not all who answer messages count their tokens.
-                        if error.answered not in _NOT_SERVED:
-                            raise
-                    else:
-                        return
-            record.upstream = record.upstream_model = ""
-            usage = await estimated(request, "")
-            record.status = 200
-            shape = anthropic_messages.counted_tokens if model is None else gemini_generate.token_count
-            await send_whole(send, 200, [_JSON, *_answer_headers(record)], shape(usage.prompt_tokens))
-        except GatewayError as error:
-            await asking.refuse(dialect, error)
+            await asking.forward(context, (target,), _counted_there(context, dialect, request, raw, target))
+        except (UpstreamError, LimitError) as error:
+            # Not all who answer messages count their tokens, and an estimate is better than none.
+            status = error.status if isinstance(error, UpstreamError) else None
+            if asking.begun or (status is not None and status not in _NOT_SERVED):
+                raise
+        else:
+            return
+    record.upstream = record.upstream_model = ""
+    usage = await estimated(request, "")
+    record.status = 200
+    shape = anthropic_messages.counted_tokens if model is None else gemini_generate.token_count
+    await send_whole(asking.send, 200, [_JSON, *_answer_headers(record)], shape(usage.prompt_tokens))
+
+
+def _counted_there(context: Context, dialect: Dialect, request: Request, raw: bytes, target: Target) -> Passage:
+    if dialect is ANTHROPIC:
+        body = msgspec.json.encode({**(request.native or {}), "model": target.model})
+        return _passage(context, dialect, "POST", "/messages/count_tokens", body)
+    name = target.model if target.model.startswith("tunedModels/") else f"models/{target.model}"
+    return _passage(context, dialect, "POST", f"/{quote(name)}:countTokens", raw)
 
 
 def _passage(
@@ -156,68 +171,97 @@ def _passage(
     media_type: bytes = b"application/json",
 ) -> Passage:
     credential = context.caller.credential
-    headers = (*forwarded(context.headers), ("content-type", media_type.decode("latin-1")))
     authorization = None if credential is None else f"Bearer {credential}"
-    return Passage(method, path, headers, body, authorization, dialect.name)
+    return Passage(
+        method,
+        path,
+        forwarded(context.headers),
+        body,
+        media_type.decode("latin-1"),
+        authorization,
+        dialect.name,
+    )
 
 
 class _Asking:
     """One request on its way to an upstream and back."""
 
     def __init__(self, do: Gateway, record: Record, receive: Receive, send: Send) -> None:
-        self._do = do
-        self._record = record
+        self.do = do
+        self.record = record
+        self.send = send
+        self.begun = False
         self._receive = receive
-        self._send = send
         self._started = time.perf_counter()
-        self._read = self._begun = False
+        self._read = False
+
+    async def answer(self, dialect: Dialect, work: Coroutine[None, None, None]) -> None:
+        """Whatever `work` ends with is told in the dialect. Raises `ClientGone`."""
+        try:
+            await work
+        except GatewayError as error:
+            await self._refuse(dialect, error)
+        except ClientGone:
+            raise
+        except asyncio.CancelledError:
+            # The gateway is stopping, and this request outlived `server.drain`. Nothing comes after it in this task.
+            await self._refuse(dialect, stopping())
+        except Exception:  # the outermost, as in serve.py
+            log.exception("a request failed in a way nobody thought of")
+            await self._refuse(dialect, GatewayError("the gateway failed; its log has the cause"))
 
     def authenticate(self, scope: Scope, endpoint: str) -> Context:
         headers = header_map(scope["headers"])
-        context = self._do.authenticate(headers, endpoint, request_id=self._record.request_id, started=self._started)
+        context = self.do.authenticate(headers, endpoint, request_id=self.record.request_id, started=self._started)
         if context.caller.key is not None:
-            self._record.key_id = context.caller.key.key_id
+            self.record.key_id = context.caller.key.key_id
         return context
 
     async def body(self, context: Context) -> bytes:
-        limits = self._do.limits
+        limits = self.do.limits
         body = await read_body(context.headers, self._receive, limit=limits.max_body, timeout=limits.body_timeout)
         self._read = True
         return body
 
-    async def forward(self, context: Context, target: Target, passage: Passage) -> None:
-        record = self._record
+    async def forward(self, context: Context, targets: Sequence[Target], passage: Passage) -> None:
+        record = self.record
+        record.upstream, record.upstream_model = targets[0].upstream, targets[0].model
         with HangUp(self._receive):
-            passed = await forward(passage, target, context, self._do.board)
-            record.status = passed.status
-            record.overhead_us = max(0, int((time.perf_counter() - self._started - context.waited) * 1e6))
-            headers = _answer_headers(record)
-            headers += [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in passed.headers]
+            passed = await forward(passage, targets, context, self.do.board)
             try:
-                await send_start(self._send, passed.status, headers)
-                self._begun = True
+                record.upstream, record.upstream_model = passed.target.upstream, passed.target.model
+                record.status = passed.status
+                record.overhead_us = max(0, int((time.perf_counter() - self._started - context.waited) * 1e6))
+                headers = _answer_headers(record)
+                for name, value in passed.headers:
+                    headers.append((name.encode("latin-1"), value.encode("latin-1", "replace")))
+                await send_start(self.send, passed.status, [*headers, *_NO_PAGE])
+                self.begun = True
                 async for piece in passed:
-                    await send_part(self._send, piece)
-                await send_end(self._send)
+                    await send_part(self.send, piece)
+                await send_end(self.send)
             finally:
                 await passed.close()
 
-    async def refuse(self, dialect: Dialect, error: GatewayError) -> None:
-        record = self._record
+    async def _refuse(self, dialect: Dialect, error: GatewayError) -> None:
+        record = self.record
         record.code = error.code
-        if self._begun:
+        if self.begun:
             # A body of no known form can only be cut off: the server closes a connection whose answer is not whole.
             return
         record.status = status_of(error)
         headers = [_JSON, *_answer_headers(record), *error_headers(error)]
+        if error.code == "method_not_allowed":
+            headers.append((b"allow", b"GET, POST, DELETE"))
         body = dialect.error(error, record.request_id)
-        await send_whole(self._send, record.status, headers, body, close=not self._read)
+        await send_whole(self.send, record.status, headers, body, close=not self._read)
 
 
 def _answer_headers(record: Record) -> HeaderList:
     headers = [
         (b"x-keepgate-request-id", record.request_id.encode()),
         (b"x-keepgate-cache", b"bypass"),
+        (b"x-keepgate-guardrails", b"clean"),
         (b"cache-status", b"keepgate; fwd=bypass; detail=passthrough"),
         (b"x-keepgate-overhead-us", b"%d" % record.overhead_us),
     ]
@@ -227,43 +271,42 @@ def _answer_headers(record: Record) -> HeaderList:
     return headers
 
 
-def _led(do: Gateway, context: Context, body: bytes, media_type: bytes, record: Record) -> tuple[str, bytes]:
-    """The upstream that the header or the model names, and the body with the model's name there.
+def _led(
+    do: Gateway, context: Context, path: str, body: bytes, media_type: bytes, record: Record
+) -> tuple[Sequence[Target], bytes]:
+    """The targets that the model leads to, or the upstream that the header names, and the body with the model's name
+    there: that of the first target, which the others must share.
 
-    Raises `RequestError` where neither does and there are several, `AccessError` where the key may not ask it.
+    Raises `RequestError` where neither is named and there are several, `AccessError` where the key may not ask it.
     """
     named = context.headers.get(_UPSTREAM, b"").decode("latin-1").strip()
     if named and named not in do.upstreams:
         raise RequestError(
             f"x-keepgate-upstream names no upstream; known: {', '.join(do.upstreams)}", param="x-keepgate-upstream"
         )
-    at = _model_span(body) if media_type.lower().startswith(b"multipart/") else None
-    fields = json_object(body) if body and media_type.lower().startswith(b"application/json") else {}
+    form = media_type.lower().startswith(b"multipart/")
+    at = model_span(body, media_type) if form else None
+    # JSON whatever it is called, as everywhere: `curl -d` calls it a form.
+    fields = json_object(body) if body and not form else {}
     model = body[slice(*at)].decode("utf-8", "replace") if at is not None else fields.get("model")
-    key = context.caller.key
-    if model is None or (named and (key is None or key.models is None)):
-        if key is not None and key.models is not None:
-            raise AccessError("this key may use some models only, and the request names none", code="not_allowed")
+    restricted = context.caller.key is not None and context.caller.key.models is not None
+    if restricted and (model is None or not _BY_MODEL.fullmatch(path)):
+        raise AccessError("this key may use some models only, and here no model says what is used", code="not_allowed")
+    if model is None or (named and not restricted):
         if not named and len(do.upstreams) > 1:
             raise RequestError(
                 f"name the upstream in the header x-keepgate-upstream: {', '.join(do.upstreams)}", param="model"
             )
-        record.upstream = named or next(iter(do.upstreams))
-        return record.upstream, body
+        return (Target(named or next(iter(do.upstreams)), ""),), body
     record.model = model_name(model)
-    target = admit(Request("chat", record.model, {}, b""), context, do.aliases).targets[0]
-    record.upstream, record.upstream_model = named or target.upstream, target.model
-    if target.model == model:
-        return record.upstream, body
+    route = admit(Request("chat", record.model, {}, b""), context, do.aliases)
+    ordered = in_order(route, do.standings, streamed=False, draw=do.board.draw)
+    targets = [target for target in ordered if named in ("", target.upstream)]
+    if not targets:
+        raise AccessError("this key may use that model at its own upstreams only", code="not_allowed")
+    model = targets[0].model
+    targets = [target for target in targets if target.model == model]
     if at is not None:
-        return record.upstream, body[: at[0]] + target.model.encode() + body[at[1] :]
-    return record.upstream, msgspec.json.encode({**fields, "model": target.model})
-
-
-def _model_span(body: bytes) -> tuple[int, int] | None:
-    """Where the value of the field `model` lies in a form."""
-    found = _MODEL_PART.search(body)
-    if found is None:
-        return None
-    end = body.find(b"\r\n", found.end())
-    return (found.end(), end) if end != -1 else None
+        return targets, body[: at[0]] + model.encode() + body[at[1] :]
+    # Written anew from what was read: a field that occurs twice must not be another model over there.
+    return targets, msgspec.json.encode({**fields, "model": model})

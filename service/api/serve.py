@@ -89,6 +89,8 @@ async def serve(
         record.stream = request.stream
         record.model = request.model
         answer = await do.answer(request, context)
+        if isinstance(answer, Flight) and context.outcome == "coalesced":
+            answer = await _followed(do, exchange, answer, request, context)
         if isinstance(answer, Hit):
             await _send_hit(exchange, answer.entry, request, context)
         else:
@@ -103,7 +105,7 @@ async def serve(
         # The gateway is stopping, and this request outlived `server.drain`. Nothing comes after it in this task.
         if record.status == 0 or exchange.encoder is not None:
             with contextlib.suppress(ClientGone):
-                await _send_failure(exchange, _stopping(), close=True)
+                await _send_failure(exchange, stopping(), close=True)
     except Exception:  # the outermost: what nobody thought of is still answered, and never a silent end
         log.exception("a request failed in a way nobody thought of")
         with contextlib.suppress(ClientGone):
@@ -128,6 +130,7 @@ def new_request_id() -> str:
 
 async def _send_hit(exchange: Exchange, entry: Entry, request: Request, context: Context) -> None:
     headers = _hit_headers(entry, context, exchange.record)
+    request.replayed = True
     if request.stream:
         with HangUp(exchange.receive):
             await _send_replay(exchange, entry.completion, request, context, headers)
@@ -135,21 +138,51 @@ async def _send_hit(exchange: Exchange, entry: Entry, request: Request, context:
         await _send_whole(exchange, entry.completion, request, context, headers)
 
 
+async def _followed(
+    do: Gateway, exchange: Exchange, flight: Flight, request: Request, context: Context
+) -> Hit | Flight:
+    """Another's flight, once there is something of it to send.
+
+    Where it broke after it had begun, or is a stream that does not add up to a
+    whole answer, nothing was sent to this client, and a healthy target may
+    serve it: it is answered anew, once.
+    """
+    arrived = time.perf_counter()
+    try:
+        with HangUp(exchange.receive), contextlib.suppress(GatewayError):
+            await _ready(flight, request)
+    except (ClientGone, asyncio.CancelledError):
+        _tell(flight, context, exchange.record)
+        flight.leave()
+        raise
+    context.waited += time.perf_counter() - arrived
+    if not flight.broke and (request.stream or not flight.in_pieces):
+        return flight
+    flight.leave()
+    return await do.answer(request, context, streams=False)
+
+
+async def _ready(flight: Flight, request: Request) -> None:
+    """Returns when there is something to send. Raises what the flight ended with before that."""
+    if request.stream and flight.streamed:
+        await flight.opened()
+    else:
+        await flight.whole()
+
+
 async def _send_flight(exchange: Exchange, flight: Flight, request: Request, context: Context) -> None:
     record = exchange.record
-    follows = context.outcome == "coalesced"
+    request.replayed = follows = context.outcome == "coalesced"
     arrived = time.perf_counter()
     try:
         with HangUp(exchange.receive):
-            if request.stream and flight.streamed:
-                await flight.opened()
-            else:
-                await flight.whole()
-            context.waited = time.perf_counter() - arrived if follows else flight.waited
+            await _ready(flight, request)
+            context.waited += time.perf_counter() - arrived if follows else flight.waited
             _tell(flight, context, record)
             if flight.hit and flight.entry is not None:
                 context.outcome = "exact" if flight.hit == "exact" else "semantic"
                 headers = _hit_headers(flight.entry, context, record)
+                request.replayed = True
             else:
                 headers = _miss_headers(flight, context, record)
             if request.stream and flight.chunks:
@@ -157,7 +190,9 @@ async def _send_flight(exchange: Exchange, flight: Flight, request: Request, con
                 return
             completion = (await flight.whole()).completion
             if flight.in_pieces and not request.stream:
-                raise UpstreamError("the answer came as a stream that does not add up to a whole; ask for a stream")
+                raise UpstreamError(
+                    "the answer came as a stream that does not add up to a whole; ask for a stream", answered=200
+                )
             _count_tokens(completion, context, record)
             if request.stream:
                 await _send_replay(exchange, completion, request, context, headers)
@@ -283,6 +318,8 @@ async def _send_error(exchange: Exchange, error: GatewayError, *, close: bool) -
         (b"cache-status", b"keepgate; detail=not-cached" if unsent else _cache_status(context).encode()),
         _CLEAN,
     ]
+    if isinstance(error, UpstreamError) and error.answered is not None and record.upstream:
+        headers.append(_upstream(record.upstream, record.upstream_model))
     if context is not None and context.similarity is not None:
         headers.append((b"x-keepgate-similarity", b"%.4f" % context.similarity))
         record.similarity = context.similarity
@@ -325,7 +362,7 @@ def _miss_headers(flight: Flight, context: Context, record: Record) -> HeaderLis
         (b"x-keepgate-request-id", context.request_id.encode()),
         (b"x-keepgate-cache", context.outcome.encode()),
         (b"cache-status", _cache_status(context).encode()),
-        (b"x-keepgate-upstream", f"{flight.upstream}/{flight.upstream_model}".encode("latin-1", "replace")),
+        _upstream(flight.upstream, flight.upstream_model),
         _CLEAN,
     ]
     if context.similarity is not None:
@@ -335,6 +372,10 @@ def _miss_headers(flight: Flight, context: Context, record: Record) -> HeaderLis
         headers.append((b"x-keepgate-dropped", _UNPRINTABLE.sub("?", shown)[:_LONGEST_DROPPED].encode()))
     headers += [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in flight.headers]
     return headers
+
+
+def _upstream(name: str, model: str) -> tuple[bytes, bytes]:
+    return b"x-keepgate-upstream", f"{name}/{model}".encode("latin-1", "replace")
 
 
 def _cache_status(context: Context | None) -> str:
@@ -373,7 +414,7 @@ def _clock_first_byte(context: Context, record: Record, headers: HeaderList) -> 
     headers.append((b"x-keepgate-overhead-us", b"%d" % record.overhead_us))
 
 
-def _stopping() -> GatewayError:
+def stopping() -> GatewayError:
     return LimitError("the gateway is stopping; ask again", code="overloaded", retry_after="1")
 
 

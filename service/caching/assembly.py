@@ -1,5 +1,6 @@
 """The chunks of a stream put together to the whole completion they stand for."""
 
+from io import StringIO
 from itertools import pairwise
 from typing import Any, TypeGuard
 
@@ -14,8 +15,11 @@ from service.caching.replay import LAID_OUT
 _MOST_TOKENS = 10**9
 # Whatever a chunk of another shape runs into; those of Unicode are ValueErrors.
 _NOT_FRAME = frozenset({"choices", "usage", "object", "provider_event"})
+_CHOICE = frozenset({"index", "delta", "message"})
 _ADDED_TO = frozenset({"text", "summary", "data", "signature"})
 _OTHER_SHAPE = (msgspec.MsgspecError, ValueError, RecursionError, LookupError, AttributeError, TypeError)
+# A text that still grows is a StringIO: a string would be copied by each of its pieces, of which there may be 100,000.
+_ENCODER = msgspec.json.Encoder(enc_hook=StringIO.getvalue)
 
 
 class Assembly:
@@ -25,7 +29,7 @@ class Assembly:
         self._chat = operation == "chat"
         self._frame: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
-        self._layouts: dict[int, list[list[Any]]] = {}
+        self._messages: dict[int, _Message] = {}
         self._usage: dict[str, Any] | None = None
         self.adds_up = True  # no field came in pieces that this module cannot put together
 
@@ -50,21 +54,16 @@ class Assembly:
 
     def text(self) -> str:
         """What was said, over all choices; to count tokens where the upstream does not."""
-        messages = (choice.get("message") or {"content": choice.get("text")} for choice in self._choices.values())
-        return "\n".join(str(message["content"]) for message in messages if message.get("content"))
+        said = (choice["message"].get("content") if self._chat else choice["text"] for choice in self._choices.values())
+        return "\n".join(str(text) for text in map(_plain, said) if text)
 
     def completion(self, usage: Usage) -> Completion:
         """`usage` stands in where the upstream reported none."""
         reported = self._usage if self.usage is not None else usage_fields(usage)
-        choices = [self._choices[index] for index in sorted(self._choices)]
-        for choice in choices:
-            message = choice.get("message", {})
-            calls = message.get("tool_calls")
-            if calls is not None:
-                message["tool_calls"] = [calls[index] for index in sorted(calls)]
-            layout = self._layouts.get(choice["index"], [])
-            if not _goes_without_saying(layout):
-                message["layout"] = layout
+        choices = [
+            {**choice, "message": self._messages[index].whole()} if self._chat else choice
+            for index, choice in sorted(self._choices.items())
+        ]
         body = {
             **self._frame,
             "object": "chat.completion" if self._chat else "text_completion",
@@ -72,7 +71,7 @@ class Assembly:
             "usage": reported,
         }
         return Completion(
-            body=msgspec.json.encode(body),
+            body=_ENCODER.encode(body),
             model=str(self._frame.get("model", "")),
             usage=usage,
             finish_reasons=tuple(
@@ -81,24 +80,145 @@ class Assembly:
         )
 
     def _add_choice(self, part: dict[str, Any]) -> None:
-        index = part.get("index", 0)
+        index = part.get("index") or 0
         choice = self._choices.get(index)
         if choice is None:
+            if type(index) is not int:
+                raise TypeError("the index of a choice is a number")
             # The order of the API's own whole reply.
-            opening: dict[str, Any] = (
-                {"message": {"role": "assistant", "content": None}} if self._chat else {"text": ""}
-            )
+            if self._chat:
+                message = self._messages[index] = _Message()
+                opening: dict[str, Any] = {"message": message.fields}
+            else:
+                opening = {"text": StringIO()}
             choice = self._choices[index] = {"index": index, **opening, "logprobs": None, "finish_reason": None}
         for name, value in part.items():
             if name == "delta":
-                if value and not _add_delta(choice["message"], value, self._layouts.setdefault(index, [])):
+                if value and not self._messages[index].add(value):
                     self.adds_up = False
             elif name == "text" and not self._chat:
-                choice["text"] += value or ""
+                choice["text"].write(value or "")
             elif name == "logprobs":
-                choice["logprobs"] = _merged_logprobs(choice["logprobs"], value)
-            elif name != "index" and (value is not None or name not in choice):
+                if value:
+                    choice["logprobs"] = _with_logprobs(choice["logprobs"], value) if type(value) is dict else value
+            elif name not in _CHOICE and (value is not None or name not in choice):
                 choice[name] = value
+
+
+class _Message:
+    """One message as its deltas add up. Of `fields` texts are StringIO, and `tool_calls` by their index."""
+
+    __slots__ = ("_calls", "_details", "_last_call", "_layout", "fields")
+
+    def __init__(self) -> None:
+        self.fields: dict[str, Any] = {"role": "assistant", "content": None}
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._last_call = 0
+        self._details: dict[Any, dict[str, Any]] = {}
+        self._layout: list[list[Any]] = []
+
+    def whole(self) -> dict[str, Any]:
+        whole = {name: _plain(value) for name, value in self.fields.items()}
+        if "tool_calls" in whole and whole["tool_calls"] is self._calls:
+            whole["tool_calls"] = [call for _, call in sorted(self._calls.items())]
+        if not _goes_without_saying(self._layout):
+            whole["layout"] = self._layout
+        return whole
+
+    def add(self, delta: dict[str, Any]) -> bool:
+        """Whether nothing was lost: pieces of fields that are neither texts nor lists (audio) replace one another."""
+        adds_up = True
+        fields = self.fields
+        for name, value in delta.items():
+            so_far = fields.get(name)
+            grown = 0
+            if name == "role":
+                fields[name] = value or "assistant"
+            elif type(value) is str:
+                if type(so_far) is StringIO:
+                    so_far.write(value)
+                else:
+                    adds_up = adds_up and so_far is None
+                    fields[name] = _text(value)
+                grown = len(value)
+            elif name == "tool_calls" and value:
+                before = len(self._calls)
+                for part in value:
+                    _add_call(self._call_of(part), part)
+                fields[name] = self._calls
+                grown = len(self._calls) - before
+            elif name == "reasoning_details" and type(value) is list:
+                details = so_far if type(so_far) is list else []
+                before = len(details)
+                for part in value:
+                    self._add_detail(details, part)
+                fields[name] = details
+                grown = len(details) - before
+            elif name == "function_call" and type(value) is dict:
+                _add_call(fields, {"function": value}, under="function_call")
+            elif type(value) is list:
+                if type(so_far) is list:
+                    so_far += value
+                elif value or so_far is None:
+                    adds_up = adds_up and so_far is None
+                    fields[name] = [*value]
+                grown = len(value)
+            elif value is not None or name not in fields:
+                adds_up = adds_up and so_far in (None, value)
+                fields[name] = value
+            if grown and name in LAID_OUT:
+                layout = self._layout
+                if layout and layout[-1][0] == name:
+                    layout[-1][1] += grown
+                else:
+                    layout.append([name, grown])
+        return adds_up
+
+    def _add_detail(self, details: list[dict[str, Any]], part: dict[str, Any]) -> None:
+        """Pieces of one item have its index (docs/dialects.md)."""
+        index = part.get("index")
+        item = None if index is None else self._details.get(index)
+        if item is None:
+            item = {name: _text(value) if name in _ADDED_TO and type(value) is str else value
+                    for name, value in part.items()}  # fmt: skip
+            details.append(item)
+            if index is not None:
+                self._details[index] = item
+            return
+        for name, value in part.items():
+            if name in _ADDED_TO and type(value) is str:
+                _add_text(item, name, value)
+            elif value is not None:
+                item[name] = value
+
+    def _call_of(self, part: dict[str, Any]) -> dict[str, Any]:
+        """The call that `part` belongs to. Servers that give no index begin each call with an id."""
+        index = part.get("index")
+        if index is None:
+            index = self._last_call
+            if part.get("id") and self._calls.get(index, {}).get("id"):
+                index += 1
+        index = int(index)
+        self._last_call = max(self._last_call, index)
+        return self._calls.setdefault(index, {})
+
+
+def _text(begins: str) -> StringIO:
+    text = StringIO()
+    text.write(begins)
+    return text
+
+
+def _add_text(item: dict[str, Any], name: str, value: str) -> None:
+    so_far = item.get(name)
+    if type(so_far) is StringIO:
+        so_far.write(value)
+    else:
+        item[name] = _text(value)
+
+
+def _plain(value: Any) -> Any:
+    return value.getvalue() if type(value) is StringIO else value
 
 
 def _why_finished(reason: str | None, message: dict[str, Any]) -> str:
@@ -143,92 +263,31 @@ def _goes_without_saying(layout: list[list[Any]]) -> bool:
     return all(before < after for before, after in pairwise(places))
 
 
-def _add_delta(message: dict[str, Any], delta: dict[str, Any], layout: list[list[Any]]) -> bool:
-    """Whether nothing was lost: pieces of fields that are neither text nor lists (audio) take each other's place."""
-    adds_up = True
-    for name, value in delta.items():
-        if value and name in LAID_OUT:
-            before = _size(message, name)
-        if name == "role":
-            message["role"] = value or "assistant"
-        elif name == "tool_calls" and value:
-            calls = message["tool_calls"] = message.get("tool_calls") or {}
-            for part in value:
-                _add_call(_call_of(calls, part), part)
-        elif name == "reasoning_details" and isinstance(value, list):
-            details = message[name] = message.get(name) or []
-            for part in value:
-                _add_detail(details, part)
-        elif name == "function_call" and isinstance(value, dict):
-            _add_call(message, {"function": value}, under="function_call")
-        elif isinstance(value, str) and isinstance(message.get(name), str):
-            message[name] += value
-        elif isinstance(value, list) and isinstance(message.get(name), list):
-            message[name] = message[name] + value
-        elif value is not None or name not in message:
-            adds_up = adds_up and message.get(name) in (None, value)
-            message[name] = value
-        if value and name in LAID_OUT and (grown := _size(message, name) - before):
-            if layout and layout[-1][0] == name:
-                layout[-1][1] += grown
-            else:
-                layout.append([name, grown])
-    return adds_up
-
-
-def _size(message: dict[str, Any], name: str) -> int:
-    so_far = message.get(name)
-    return len(so_far) if isinstance(so_far, str | list | dict) else 0
-
-
-def _add_detail(details: list[dict[str, Any]], part: dict[str, Any]) -> None:
-    """Pieces of one item have its index (docs/dialects.md)."""
-    index = part.get("index")
-    same = None if index is None else next((item for item in reversed(details) if item.get("index") == index), None)
-    if same is None:
-        details.append(dict(part))
-        return
-    for name, value in part.items():
-        if name in _ADDED_TO and isinstance(value, str) and isinstance(same.get(name), str):
-            same[name] += value
-        elif value is not None:
-            same[name] = value
-
-
-def _call_of(calls: dict[int, dict[str, Any]], part: dict[str, Any]) -> dict[str, Any]:
-    """The call that `part` belongs to. Servers that give no index begin each call with an id."""
-    index = part.get("index")
-    if index is None:
-        index = max(calls, default=0)
-        if part.get("id") and calls.get(index, {}).get("id"):
-            index += 1
-    return calls.setdefault(int(index), {})
-
-
 def _add_call(call: dict[str, Any], part: dict[str, Any], *, under: str = "function") -> None:
     for name, value in part.items():
         if name in ("function", "custom") and isinstance(value, dict):
             function = call.setdefault(under if name == "function" else name, {})
             for field, text in value.items():
-                if field in ("arguments", "input") and isinstance(text, str):
-                    function[field] = function.get(field, "") + text
+                if field in ("arguments", "input") and type(text) is str:
+                    _add_text(function, field, text)
                 elif text is not None:
                     function[field] = text
         elif name != "index" and value is not None:
             call[name] = value
 
 
-def _merged_logprobs(so_far: dict[str, Any] | None, more: dict[str, Any] | None) -> dict[str, Any] | None:
-    if not so_far or not more:
-        return more or so_far
-    merged = dict(so_far)
+def _with_logprobs(so_far: Any, more: dict[str, Any]) -> dict[str, Any]:
+    merged: dict[str, Any] = so_far if type(so_far) is dict else {}
     for name, value in more.items():
-        both_lists = isinstance(value, list) and isinstance(merged.get(name), list)
-        merged[name] = merged[name] + value if both_lists else value or merged.get(name)
+        grows = merged.get(name)
+        if type(value) is list and type(grows) is list:
+            grows += value
+        elif value or name not in merged:
+            merged[name] = [*value] if type(value) is list else value
     return merged
 
 
-class _Message(msgspec.Struct):
+class _WholeMessage(msgspec.Struct):
     tool_calls: list[dict[str, msgspec.Raw]] | None = None
     function_call: dict[str, msgspec.Raw] | None = None
     refusal: str | None = None
@@ -236,7 +295,7 @@ class _Message(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     finish_reason: str | None = None
-    message: _Message | None = None
+    message: _WholeMessage | None = None
     text: str | None = None
 
 

@@ -5,8 +5,13 @@ The exact tier needs no rule here: the same request has the same answer.
 
 from typing import Any
 
+import msgspec
+
 from models.completion import Completion
 from models.request import Request
+
+_OF_A_CONTAINER = ("container", "container_id")
+_KEYS_OF_A_CONTAINER = tuple(f'"{name}"'.encode() for name in _OF_A_CONTAINER)
 
 
 def not_semantic(request: Request, *, max_temperature: float) -> str | None:
@@ -31,3 +36,21 @@ def not_semantic(request: Request, *, max_temperature: float) -> str | None:
 def keepable(completion: Completion, keep: frozenset[str]) -> bool:
     """Whether every choice finished for a reason in `keep`. Embeddings have no choices and are always kept."""
     return all(reason in keep for reason in completion.finish_reasons)
+
+
+def names_a_container(completion: Completion) -> bool:
+    """Whether the answer holds the id of a container that its provider keeps: who has it can go on in there, files and
+    all, which is for the caller who asked and for nobody after."""
+    # Where a text or a tool's arguments have these words, the quote before them is escaped.
+    if not any(key in completion.body for key in _KEYS_OF_A_CONTAINER):
+        return False
+    left: list[Any] = [msgspec.json.decode(completion.body)]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            if any(value.get(name) for name in _OF_A_CONTAINER):
+                return True
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return False

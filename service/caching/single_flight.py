@@ -60,6 +60,11 @@ class Flight:
         self.task = asyncio.get_running_loop().create_task(fly)
         self.task.add_done_callback(done)
 
+    @property
+    def broke(self) -> bool:
+        """It had begun to tell an answer, and failed."""
+        return self.error is not None and bool(self.chunks)
+
     # --- the flying side
 
     def push(self, chunk: FlightChunk) -> None:

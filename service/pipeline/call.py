@@ -12,21 +12,20 @@ from typing import Any
 
 import msgspec
 
-from backends.upstream.base import Call, ChunkStream, Passage, Passed, Reply, Upstream
+from backends.upstream.base import Call, ChunkStream, Reply, Upstream
 from models.completion import Chunk
 from models.errors import GatewayError, LimitError, Untranslatable, UpstreamError
 from models.request import Request
 from service.caching.single_flight import Flight
 from service.context import Context
 from service.pipeline.headers import forwarded
-from service.routing.aliases import Route, Target
+from service.routing.aliases import Route
 from service.routing.balance import Standing, Waiter, conversation_of, in_order, keys_in_order
 from service.routing.retry import Ask, GiveUp, Option, Wait, backoff, next_step, outcome_of, wait_asked
 from service.telemetry.metrics import Metrics
 
 # Those who waited for the same rest do not all come back in the same moment. Seconds.
 _SPREAD = 0.25
-_ONCE = Route((), (), "", attempts=1)
 
 
 def _later(seconds: float, what: Callable[..., object], *arguments: Any) -> asyncio.Handle:
@@ -43,6 +42,11 @@ class Switchboard(msgspec.Struct, frozen=True):
     clock: Callable[[], float] = time.monotonic
     draw: Callable[[], float] = random.random
     later: Callable[..., asyncio.Handle] = _later
+
+    def show(self, standing: Standing) -> None:
+        """In the gauge of what is open, which is the current configuration's."""
+        if standing.current:
+            self.metrics.upstream_open.set((standing.name,), standing.open)
 
 
 class Begun:
@@ -155,63 +159,12 @@ async def _answer(
                 patience = now + max(s.patience for s in step.queues or (step.resting,) if s is not None)
             held = await _waited(step, board)
             flight.waited += board.clock() - now
+        elif untold is not None and not options:
+            raise untold
         else:
-            raise failure or untold or _nobody(step, options)
+            # Who could be told may only be full, or rest.
+            raise failure or _nobody(step, options)
         now = board.clock()
-
-
-async def forward(passage: Passage, target: Target, context: Context, board: Switchboard) -> "Forwarded":
-    """Passes a request on, once: what it may have made over there (a file, a batch) must not be made twice.
-
-    It takes a place and a credential like any call. Raises `UpstreamError` or `LimitError` (`overloaded`).
-    """
-    option = Option(target, board.standings[target.upstream])
-    now = board.clock()
-    step = next_step([option], now=now, calls=1)
-    if not isinstance(step, Ask):
-        raise _nobody(step if isinstance(step, GiveUp) else GiveUp(bool(step.queues), step.seconds), [option])
-    attempt = _Attempt(option, step.key, board, _ONCE, None, now, held=False)
-    outcome = "cancelled"
-    try:
-        passed = await board.upstreams[target.upstream].forward(msgspec.structs.replace(passage, key=step.key))
-    except UpstreamError as error:
-        outcome = error.code
-        attempt.failed(error)
-        raise
-    except asyncio.CancelledError:
-        attempt.end()
-        raise
-    else:
-        outcome = "ok"
-        return Forwarded(passed, attempt)
-    finally:
-        context.waited = board.clock() - now
-        attempt.measure(outcome, context.waited, streamed=False)
-
-
-class Forwarded:
-    """An answer that has begun; it keeps its place at the upstream until it is closed."""
-
-    def __init__(self, passed: Passed, attempt: "_Attempt") -> None:
-        self.status = passed.status
-        self.headers = passed.headers
-        self._passed = passed
-        self._attempt = attempt
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for piece in self._passed:
-                yield piece
-        except UpstreamError as error:
-            self._attempt.failed(error)
-            raise
-        self._attempt.succeeded()
-
-    async def close(self) -> None:
-        try:
-            await self._passed.close()
-        finally:
-            self._attempt.end()
 
 
 class _Attempt:
@@ -373,7 +326,7 @@ class _Attempt:
     def _told(self) -> None:
         # What comes of a probe after its first word is an ordinary call's.
         self._said, self._probe = True, False
-        self._board.metrics.upstream_open.set((self._standing.name,), self._standing.open)
+        self._board.show(self._standing)
 
     def measure(self, outcome: str, seconds: float, *, streamed: bool) -> None:
         name = self._standing.name

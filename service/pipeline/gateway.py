@@ -15,7 +15,7 @@ from models.completion import Completion, Entry, Usage
 from models.errors import GatewayError, NotCached, RequestError
 from models.request import Request
 from service.caching.assembly import Assembly
-from service.caching.eligibility import keepable, not_semantic
+from service.caching.eligibility import keepable, names_a_container, not_semantic
 from service.caching.identity import STATEFUL, STATEFUL_BEYOND, Question, exact_key, question
 from service.caching.single_flight import Flight, FlightChunk, Flights
 from service.context import Context, Directives, Endpoint, Limits
@@ -93,8 +93,12 @@ class Gateway:
             started=started,
         )
 
-    async def answer(self, request: Request, context: Context) -> Hit | Flight:
-        """A hit, or the flight that will have the answer; the caller has joined it and must leave it."""
+    async def answer(self, request: Request, context: Context, *, streams: bool = True) -> Hit | Flight:
+        """A hit, or the flight that will have the answer; the caller has joined it and must leave it.
+
+        `streams` False: for one that followed a stream which could not be told
+        to it. Another is not joined.
+        """
         route = admit(request, context, self.aliases)
         asked = context.directives
         reason = _not_cached(request, asked)
@@ -125,12 +129,12 @@ class Gateway:
             context.outcome = "miss" if asked.lookup else "bypass"
             context.detail = "" if asked.lookup else "no-cache"
             return self._lead(request, context, route, key=key, meaning=meaning)
-        return self._coalesce(request, context, route, key, meaning)
+        return self._coalesce(request, context, route, key, meaning, streams=streams)
 
     # --- stages
 
     def _coalesce(
-        self, request: Request, context: Context, route: Route, key: str, meaning: tuple[str, ...]
+        self, request: Request, context: Context, route: Route, key: str, meaning: tuple[str, ...], *, streams: bool
     ) -> Hit | Flight:
         # The directives are part of what makes two requests the same: a follower never gets less than it asked for.
         together = _together(context, key, context.directives)
@@ -139,7 +143,7 @@ class Gateway:
             # The answer is whole, its write is not: as good as written.
             context.outcome = "exact"
             return Hit(flight.entry)
-        if flight is None or flight.ended:
+        if flight is None or flight.ended or (flight.streamed and not streams):
             context.outcome = "miss"
             return self._lead(request, context, route, key=key, meaning=meaning, together=together)
         flight.join()
@@ -257,6 +261,8 @@ class Gateway:
             return False
         if request.operation != "embedding" and not completion.finish_reasons:
             return False  # a reply without choices says nothing: worth asking again
+        if request.operation == "chat" and names_a_container(completion):
+            return False
         fell_back = all((t.upstream, t.model) != (flight.upstream, flight.upstream_model) for t in route.targets)
         return not fell_back or context.endpoint.fallback_answers
 

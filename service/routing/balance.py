@@ -26,7 +26,8 @@ class Standing:
     `own`: its credentials are the operator's; with `auth: passthrough` what a
     call of one caller comes to says little of another's. `limit` is the most
     calls at a time, `queue` how many requests may wait and `patience` how many
-    seconds each.
+    seconds each. `current` until a reload puts another in its place: calls
+    that began before it go on with this one.
     """
 
     __slots__ = (
@@ -34,6 +35,7 @@ class Standing:
         "_latency",
         "_waiting",
         "breakers",
+        "current",
         "in_flight",
         "limit",
         "name",
@@ -56,6 +58,7 @@ class Standing:
         rest: float = 10.0,
     ) -> None:
         self.name = name
+        self.current = True
         self.own = own
         self.breakers = tuple(Breaker(failures=failures, rest=rest) for _ in range(keys))
         self.in_flight = 0

@@ -17,9 +17,10 @@ class Breaker:
     with each probe that fails. Apart from that a credential that was turned away rests.
 
     Times are seconds on the caller's clock. `begin` says whether the call is
-    the probe; how it ended must be told with the same word, once, or `left`
-    where it ended without saying anything of the upstream. What calls say that
-    began before it opened no longer counts.
+    a probe, as is one with a credential that was refused; how it ended must be
+    told with the same word, once, or `left` where it ended without saying
+    anything of the upstream. What calls say that began before it opened no
+    longer counts.
     """
 
     __slots__ = (
@@ -55,20 +56,20 @@ class Breaker:
     def rested_at(self, now: float) -> float:
         """When it is ready again where it only rests. Infinity where it is open or was refused: nobody knows whether
         that will be better then."""
-        return math.inf if self.open or now < self._refused_until else self.ready_at
+        return math.inf if self.open or self._probing or now < self._refused_until else self.ready_at
 
     def begin(self) -> bool:
         """True: this call is the probe. Only where `ready`."""
-        self._probing = self.open
-        return self.open
+        self._probing = self.open or self._refused_until > _LONG_AGO
+        return self._probing
 
     def answered(self, *, probe: bool) -> None:
         """It is alive: it gave an answer, if only a refusal, or began one."""
         if probe:
+            if self.open:
+                self._failed = self._failures - 1  # until an answer is whole, the next failure opens it again
             self.open = self._probing = False
-            self._open_for = self._rest
-            self._failed = 0
-            self._until(open_until=_LONG_AGO)
+            self._until(open_until=_LONG_AGO, refused_until=_LONG_AGO)
 
     def succeeded(self) -> None:
         """It answered to the end: a stream that began may still break, and an upstream that always does is no good."""
@@ -76,12 +77,14 @@ class Breaker:
             self._until(refused_until=_LONG_AGO)
         if not self.open:
             self._failed = self._limited = 0
+            self._open_for = self._rest
 
     def failed(self, now: float, *, probe: bool) -> None:
         if self.open and not probe:
             return
         self._failed += 1
-        self._probing = False
+        if probe:
+            self._probing = False
         if self._failed >= self._failures and now >= self._open_until:  # a probe in need changes nothing
             self.open = True
             self._until(open_until=now + self._open_for)

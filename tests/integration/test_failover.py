@@ -242,6 +242,41 @@ def test_what_is_known_of_an_upstream_outlives_a_reload(tmp_path: Path, fakes: S
         assert len(fakes[0].calls) == 3
 
 
+def test_calls_of_a_configuration_that_was_replaced_say_nothing_of_the_new_one(
+    tmp_path: Path, fakes: Sequence[Fake]
+) -> None:
+    fakes[0].latency = 2.0
+    fakes[0].fail("500")
+    how: Json = {"breaker": {"failures": 1, "rest": "1m"}, "model": {"attempts": 1}}
+    with serving(tmp_path, fakes[:1], **how) as gateway, ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(gateway.ask, "hello", model="m")
+        eventually(lambda: fakes[0].in_flight == 1, every=0.01)
+        gateway.configure(configuration(tmp_path, fakes[:1], headers={"x-version": "2"}, **how))
+        gateway.server.signal(signal.SIGHUP)
+        eventually(lambda: "was read again" in gateway.log())
+        assert not slow.done()
+
+        assert slow.result().status_code == 502
+        assert gateway.metric("keepgate_upstream_open", upstream="first") == 0
+        fakes[0].latency = 0.0
+        assert gateway.ask("hello", model="m").status_code == 200
+
+
+def test_with_its_only_key_refused_an_upstream_is_asked_by_one_request_at_a_time(
+    tmp_path: Path, fakes: Sequence[Fake]
+) -> None:
+    with serving(tmp_path, fakes[:1], api_keys=["wrong"]) as gateway, ThreadPoolExecutor(20) as pool:
+        assert gateway.ask("hello", model="m").status_code == 502
+        fakes[0].latency = 0.5
+        answers = list(pool.map(lambda at: gateway.ask(f"question {at}", model="m"), range(20)))
+
+    assert len(fakes[0].calls) == 2
+    assert Counter(answer.json()["error"]["code"] for answer in answers) == {
+        "upstream_error": 1,
+        "upstream_unavailable": 19,
+    }
+
+
 # --- places
 
 
@@ -265,6 +300,7 @@ def test_what_finds_no_place_and_no_queue_is_shed(tmp_path: Path, fakes: Sequenc
         assert shed.status_code == 503
         assert shed.json()["error"]["code"] == "overloaded"
         assert int(shed.headers["retry-after"]) >= 1
+        assert "x-should-retry" not in shed.headers  # nothing was tried for it
         assert slow.result().status_code == 200
         assert gateway.ask("hello", model="m").status_code == 200
 

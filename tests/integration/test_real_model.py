@@ -1,12 +1,18 @@
-"""A real model through the gateway: SmolLM2 on llama.cpp, asked, repeated, rephrased and streamed."""
+"""A real model through the gateway: SmolLM2 on llama.cpp, asked, repeated, rephrased and streamed, in every dialect.
+
+llama.cpp speaks three of them itself: `local` is told to use them, `plain` has every other one translated.
+"""
 
 from collections.abc import Iterator
 
+import anthropic
 import openai
 import pytest
+from google import genai
 
 from tests.support.gateway import Gateway, Json, eventually, running_gateway, settings
 from tests.support.smollm import smollm, weights
+from tests.support.vendors import apart
 
 QUESTION = "What is the capital of France?"
 REPHRASED = "What is the capital city of France?"
@@ -18,9 +24,10 @@ pytestmark = pytest.mark.skipif(weights() is None, reason="needs the packages ll
 def gateway_of_a_real_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     directory = tmp_path_factory.mktemp("real")
     with smollm(directory) as server:
-        upstream = {"name": "local", "provider": "openai-compatible", "base_url": f"{server.url}/v1"}
+        plain = {"name": "plain", "provider": "openai-compatible", "base_url": f"{server.url}/v1"}
+        local = {**plain, "name": "local", "dialects": ["openai", "anthropic", "responses"]}
         endpoints = [{"name": "default", "cache": {"mode": "semantic", "threshold": 0.9}}]
-        config = settings(directory, server.url, upstreams=[upstream], endpoints=endpoints)
+        config = settings(directory, server.url, upstreams=[local, plain], endpoints=endpoints)
         with running_gateway(directory, config) as gateway:
             yield gateway
 
@@ -37,7 +44,7 @@ def asking(text: str) -> Json:
     """One sentence, so that the answer ends by itself and soon."""
     system = {"role": "system", "content": "You are a helpful assistant."}
     return {
-        "model": "smollm2",
+        "model": "local/smollm2",
         "messages": [system, {"role": "user", "content": text}],
         "temperature": 0,
         "stop": ["."],
@@ -89,4 +96,60 @@ def test_a_real_stream_passes_and_is_kept(client: openai.OpenAI) -> None:
 
 
 def test_the_models_of_the_real_server_are_listed(client: openai.OpenAI) -> None:
-    assert "smollm2" in [model.id for model in client.models.list()]
+    assert {"local/smollm2", "plain/smollm2"} <= {model.id for model in client.models.list()}
+
+
+CAPITAL = "What is the capital of France? Answer in one short sentence."
+
+
+@pytest.mark.parametrize("model", ["local/smollm2", "plain/smollm2"], ids=["native", "translated"])
+def test_anthropics_sdk_asks_and_streams(gateway_of_a_real_model: Gateway, model: str) -> None:
+    asked: Json = {"model": model, "max_tokens": 30, "messages": [{"role": "user", "content": CAPITAL}]}
+    asked["extra_body"] = {"temperature": 0}  # no field of the newest version of the API
+    with anthropic.Anthropic(
+        base_url=gateway_of_a_real_model.url, api_key="none", max_retries=0, default_headers=apart()
+    ) as client:
+        with client.messages.stream(**asked) as stream:
+            pieces = list(stream.text_stream)
+            final = stream.get_final_message()
+        raw = client.messages.with_raw_response.create(**asked)
+
+    whole = raw.parse()
+    assert "Paris" in "".join(pieces)
+    assert len(pieces) > 1
+    assert [block.text for block in whole.content if block.type == "text"] == ["".join(pieces)]
+    assert final.stop_reason in ("end_turn", "max_tokens")
+    assert 0 < final.usage.output_tokens <= 30
+    assert final.usage.input_tokens + (final.usage.cache_read_input_tokens or 0) > 10
+    assert raw.headers["x-keepgate-cache"] == "exact"
+
+
+@pytest.mark.parametrize("model", ["local/smollm2", "plain/smollm2"], ids=["native", "translated"])
+def test_responses_are_created_and_streamed(gateway_of_a_real_model: Gateway, model: str) -> None:
+    asked: Json = {"model": model, "input": CAPITAL, "max_output_tokens": 30, "temperature": 0}
+    with openai.OpenAI(
+        base_url=f"{gateway_of_a_real_model.url}/v1", api_key="none", max_retries=0, default_headers=apart()
+    ) as client:
+        with client.responses.stream(**asked) as stream:
+            pieces = [event.delta for event in stream if event.type == "response.output_text.delta"]
+            final = stream.get_final_response()
+        raw = client.responses.with_raw_response.create(**asked)
+
+    assert "Paris" in "".join(pieces)
+    assert len(pieces) > 1
+    assert raw.parse().output_text == final.output_text == "".join(pieces)
+    assert final.usage is not None
+    assert 0 < final.usage.output_tokens <= 30
+    assert raw.headers["x-keepgate-cache"] == "exact"
+
+
+def test_googles_sdk_asks_and_streams(gateway_of_a_real_model: Gateway) -> None:
+    asked: Json = {"model": "plain/smollm2", "contents": CAPITAL, "config": {"max_output_tokens": 30, "temperature": 0}}
+    url = f"{gateway_of_a_real_model.url}/genai"
+    with genai.Client(api_key="none", http_options={"base_url": url, "headers": apart()}) as client:
+        pieces = [chunk.text or "" for chunk in client.models.generate_content_stream(**asked)]
+        whole = client.models.generate_content(**asked)
+
+    assert "Paris" in "".join(pieces)
+    assert len(pieces) > 2
+    assert whole.text == "".join(pieces)

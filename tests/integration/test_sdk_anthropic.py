@@ -20,7 +20,7 @@ PIXEL = base64.b64encode(b"\x89PNG0123").decode()
 THINKING: Any = {"type": "enabled", "budget_tokens": 1024}
 THINKERS = [
     "anthropic/claude-haiku-4-5",
-    "responses/gpt-5.2",
+    MODELS["responses"],
     "gemini/gemini-2.5-flash",
     "gemini/gemini-3.1-pro-preview",
 ]

@@ -18,7 +18,7 @@ THINKERS = [
     "gemini/gemini-2.5-flash",
     "gemini/gemini-3.1-pro-preview",
     "anthropic/claude-haiku-4-5",
-    "responses/gpt-5.2",
+    MODELS["responses"],
 ]
 WEATHER = types.FunctionDeclaration(
     name="weather",

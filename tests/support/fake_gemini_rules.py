@@ -1,5 +1,6 @@
 """What the Gemini API refuses, in its words: the schema of the SDK's types, and what only the documentation says."""
 
+import base64
 import re
 from typing import Any
 
@@ -12,7 +13,9 @@ from tests.support.fake_vendor import Json
 from tests.support.sdk_shapes import Misfit, misfit
 
 # Signatures with which a conversation of another model's may go on, by the documentation of thought signatures.
-UNSIGNED = frozenset({"skip_thought_signature_validator", "context_engineering_is_the_way_to_go"})
+_NO_SIGNATURES = ("skip_thought_signature_validator", "context_engineering_is_the_way_to_go")
+# As the documentation writes them, and as an SDK does, for which a signature is bytes.
+UNSIGNED = frozenset([*_NO_SIGNATURES, *(base64.b64encode(word.encode()).decode() for word in _NO_SIGNATURES)])
 _KINDS = frozenset({
     "text", "inlineData", "fileData", "functionCall", "functionResponse", "executableCode", "codeExecutionResult",
     "toolCall", "toolResponse",
@@ -134,7 +137,12 @@ def _check_part(where: str, part: Json) -> None:
         wrong = "must have one initialized field" if not _KINDS & part.keys() else "has more than one field set"
         raise Broken(f"* {where}.data: required oneof field 'data' {wrong}\n")
     signature = part.get("thoughtSignature")
-    if signature is not None and signature not in UNSIGNED and unsealed(_standard(signature)) is None:
+    if (
+        signature is not None
+        and _standard(signature) not in UNSIGNED
+        and signature not in UNSIGNED
+        and unsealed(_standard(signature)) is None
+    ):
         raise Broken("Corrupted thought signature.")
     if "inlineData" in part:
         attached(part)

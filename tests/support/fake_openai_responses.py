@@ -35,8 +35,11 @@ class Responses:
     def reply(self, raw: bytes) -> Reply:
         body = rules.decoded(raw)
         given = body.get("input")
-        filled = [_filled(item) for item in given] if isinstance(given, list) else given
-        checked = {**body, "input": filled} if "input" in body else dict(body)
+        checked = dict(body)
+        if isinstance(given, list):
+            checked["input"] = [_filled(item) for item in given]
+        if isinstance(body.get("tools"), list):
+            checked["tools"] = [_filled_tool(tool) for tool in body["tools"]]
         checked.pop("client_metadata", None)  # the types of the SDK do not know it; codex sends it
         rules.check(checked, ResponseCreateParams)
         items = [*self._before(body), *_items(given)]
@@ -67,6 +70,10 @@ class Responses:
 
 def _items(given: Any) -> list[Json]:
     return [{"role": "user", "content": given}] if isinstance(given, str) else list(given or ())
+
+
+def _filled_tool(tool: Any) -> Any:
+    return {"strict": None, **tool} if isinstance(tool, dict) and tool.get("type") == "function" else tool
 
 
 def _filled(item: Any) -> Any:

@@ -1,4 +1,4 @@
-"""All dialects of providers behind one gateway: each upstream is named after what it speaks.
+"""All dialects of providers behind one gateway: an upstream for each.
 
     vendors.gateway, vendors.calls            # and fakes by name: vendors.fakes["anthropic"]
     MODELS["anthropic"]                       # what a client asks for: `anthropic/claude-haiku-4-5`
@@ -22,7 +22,7 @@ from tests.support.gateway import Gateway, Json, running_gateway, settings
 
 MODELS = {
     "openai": "openai/gpt-4o",
-    "responses": "responses/gpt-5.2",
+    "responses": "responses-api/gpt-5.2",
     "anthropic": "anthropic/claude-haiku-4-5",
     "gemini": "gemini/gemini-2.5-flash",
 }
@@ -65,7 +65,7 @@ def running_vendors(directory: Path) -> Iterator[Vendors]:
         }
         upstreams: list[Json] = [
             {
-                "name": f"{prefix}{name}",
+                "name": prefix + MODELS[name].partition("/")[0],
                 "provider": "openai" if name == "responses" else name,
                 "base_url": fake.base_url,
                 "api_key": key,

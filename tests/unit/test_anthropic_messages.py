@@ -261,7 +261,40 @@ def test_a_block_has_its_canonical_part(block: Json, parts: str | list[Json]) ->
     request = asked({"role": "user", "content": [{**block, "cache_control": {"type": "ephemeral"}}]})
 
     assert request.body["messages"] == [{"role": "user", "content": parts}]
-    assert (request.beyond, request.refused, request.dropped) == ({}, (), ())
+    assert (request.refused, request.dropped) == ((), ())
+
+
+def _document(**fields: Any) -> Json:
+    source = {"type": "text", "media_type": "text/plain", "data": "words"}
+    return {"type": "document", "source": source, **fields}
+
+
+def _found(title: str, source: str) -> Json:
+    return {"type": "search_result", "title": title, "source": source, "content": [{"type": "text", "text": "found"}]}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (_document(title="a\nb"), _document(title="a", context="b")),
+        (_found("a\nb", "c"), _found("a", "b\nc")),
+        (_document(), _document(source={**_document()["source"], "page": 2})),
+        (_document(), _document(citations={"enabled": False, "style": "long"})),
+    ],
+)
+def test_what_is_joined_or_unknown_still_tells_two_questions_apart(one: Json, other: Json) -> None:
+    first, second = (asked({"role": "user", "content": [block]}) for block in (one, other))
+
+    assert (first.body, first.beyond) != (second.body, second.beyond)
+
+
+def test_a_name_of_the_clients_own_does_not_pass_for_a_path() -> None:
+    said = {"thinking": {"type": "adaptive", "display": "omitted"}}
+    posed = {"thinking": {"type": "adaptive"}, "thinking.display": "omitted"}
+
+    first, second = (asked({"role": "user", "content": "Hi"}, **fields) for fields in (said, posed))
+
+    assert first.beyond != second.beyond
 
 
 def test_a_round_of_tools_becomes_calls_and_results() -> None:

@@ -1,5 +1,6 @@
 import base64
 import copy
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -1116,3 +1117,24 @@ def test_replies_of_any_types_are_read_or_unreadable(data: st.DataObject, junk: 
     except Unreadable:
         return
     assert msgspec.json.decode(body)["choices"][0]["message"]["role"] == "assistant"
+
+
+def test_reasoning_in_many_pieces_and_deep_schemas_are_read_in_no_time() -> None:
+    pieces = [{"type": "reasoning.text", "index": 0, "format": "anthropic-claude-v1", "text": "x" * 50}] * 60_000
+    pieces.append({"index": 0, "type": "reasoning.text", "format": "anthropic-claude-v1", "signature": "s"})
+    schema: dict[str, Any] = {"type": "object", "properties": {}}
+    for _ in range(150):
+        schema = {"type": "object", "properties": {"k" * 10_000: schema}}
+    body = {
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b", "reasoning_details": pieces},
+        ],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+    }
+
+    began = time.perf_counter()
+    translated = AnthropicWire().request(Call("chat", "claude-opus-4-5", body, None), stream=False)
+
+    assert b"x" * 3_000_000 in translated.body
+    assert time.perf_counter() - began < 1.5

@@ -1,5 +1,7 @@
 """When a credential of an upstream may be asked, and when it is left alone."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,11 +74,22 @@ def test_the_rest_is_short_again_once_it_was_closed() -> None:
     breaker = opened()
     breaker.failed(10.0, probe=breaker.begin())
     breaker.answered(probe=breaker.begin())
+    breaker.succeeded()
 
     for _ in range(3):
         breaker.failed(100.0, probe=breaker.begin())
 
     assert breaker.ready_at == 110.0
+
+
+def test_a_probe_that_broke_after_its_first_word_makes_the_rest_longer() -> None:
+    breaker = opened()
+    breaker.answered(probe=breaker.begin())
+
+    breaker.failed(11.0, probe=False)
+
+    assert breaker.open
+    assert breaker.ready_at == 31.0
 
 
 def test_a_probe_whose_client_left_makes_room_for_the_next() -> None:
@@ -149,6 +162,23 @@ def test_a_refused_credential_rests_for_a_minute_and_counts_as_a_failure() -> No
 
     breaker.refused(60.0, probe=False)
     assert breaker.open
+
+
+@pytest.mark.parametrize("now", [1.0, 60.0])
+def test_a_refused_credential_is_tried_by_one_call_at_a_time(now: float) -> None:
+    breaker = Breaker()
+    breaker.refused(0.0, probe=False)
+
+    assert breaker.begin()
+    assert not breaker.ready(now, in_need=True)
+    assert breaker.rested_at(now) == math.inf
+
+    breaker.refused(now, probe=True)
+    assert breaker.ready(now, in_need=True)
+    assert breaker.begin()
+    breaker.answered(probe=True)
+    assert breaker.ready(now)
+    assert not breaker.begin()
 
 
 def test_in_need_one_probe_at_a_time_need_not_wait() -> None:

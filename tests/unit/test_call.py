@@ -402,6 +402,25 @@ async def test_what_a_callers_own_credential_got_rests_nothing() -> None:
     assert len(first.calls) == 3
 
 
+@pytest.mark.parametrize(("why", "code"), [("full", "overloaded"), ("resting", "upstream_unavailable")])
+async def test_a_request_that_one_target_has_words_for_is_not_refused_because_it_has_no_place(
+    why: str, code: str
+) -> None:
+    release = asyncio.Event()
+    speechless = Scripted("first", Untranslatable(["n"], dialect="x"))
+    bench = Bench(speechless, Scripted("second", release if why == "full" else limited("60")), limit=1, queue=0)
+    taken = asyncio.create_task(bench.ask())
+    await asyncio.sleep(0)
+
+    with pytest.raises((LimitError, UpstreamError)) as raised:
+        await bench.ask()
+
+    assert raised.value.code == code
+    assert raised.value.retry_after is not None
+    release.set()
+    await asyncio.gather(taken, return_exceptions=True)
+
+
 # --- the breaker
 
 
@@ -455,6 +474,39 @@ async def test_with_everything_open_one_request_at_a_time_tries_its_luck_once() 
     assert not bench.standings["first"].open
 
 
+async def test_with_every_credential_refused_one_request_at_a_time_asks_whether_they_still_are() -> None:
+    release = asyncio.Event()
+    first = Scripted("first", UpstreamError("who", answered=401), release)
+    bench = Bench(first)
+    with pytest.raises(UpstreamError, match="who"):
+        await bench.ask()
+
+    asking = [asyncio.create_task(bench.ask()) for _ in range(20)]
+    await asyncio.sleep(0)
+    assert len(first.calls) == 2
+    release.set()
+    ended = await asyncio.gather(*asking, return_exceptions=True)
+
+    assert Counter(getattr(end, "code", "answer") for end in ended) == {"answer": 1, "upstream_unavailable": 19}
+    await asyncio.gather(*(bench.ask() for _ in range(20)))
+    assert len(first.calls) == 22
+
+
+async def test_after_its_minute_a_refused_credential_is_tried_by_one_request_at_a_time() -> None:
+    release = asyncio.Event()
+    first, second = Scripted("first", UpstreamError("who", answered=401), release), Scripted("second", b"answer")
+    bench = Bench(first, second)
+    await bench.ask()
+    bench.clock.advance(60.0)
+
+    asking = [asyncio.create_task(bench.ask()) for _ in range(20)]
+    await asyncio.sleep(0)
+
+    assert (len(first.calls), bench.waits) == (2, [])
+    release.set()
+    await asyncio.gather(*asking)
+
+
 async def test_where_nobody_listens_no_key_helps() -> None:
     first = Scripted("first", DOWN, keys=3)
     bench = Bench(first, failures=3)
@@ -476,6 +528,34 @@ async def test_streams_that_always_break_open_it_too() -> None:
             [chunk async for chunk in reply]
 
     assert bench.standings["first"].open
+
+
+async def test_an_upstream_that_begins_to_answer_and_always_breaks_is_asked_less_and_less() -> None:
+    answers = [Stream("1", error=UpstreamError("broke")) for _ in range(5)]
+    bench = Bench(Scripted("first", *answers), failures=3, rest=10.0)
+    standing = bench.standings["first"]
+    rests = []
+
+    for _ in answers:
+        reply = await bench.ask(STREAMED)
+        assert isinstance(reply, Begun)
+        with pytest.raises(UpstreamError, match="broke"):
+            [chunk async for chunk in reply]
+        rests.append(standing.ready_at() - bench.clock() if standing.open else 0.0)
+        bench.clock.advance(max(0.0, rests[-1]))
+
+    assert rests == [0.0, 0.0, 10.0, 20.0, 40.0]
+
+
+async def test_what_became_of_calls_to_an_upstream_that_was_replaced_is_not_shown() -> None:
+    bench = Bench(Scripted("first", BROKEN), failures=1)
+    bench.standings["first"].current = False
+
+    with pytest.raises(UpstreamError):
+        await bench.ask()
+
+    assert bench.standings["first"].open == 1
+    assert not bench.metrics.upstream_open.state()
 
 
 async def test_a_probe_whose_client_left_makes_room_for_the_next() -> None:

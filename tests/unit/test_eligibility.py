@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from backends.vector.base import Neighbor
 from models.completion import Completion, Usage
 from models.request import Operation, Request
-from service.caching.eligibility import keepable, not_semantic
+from service.caching.eligibility import keepable, names_a_container, not_semantic
 from service.caching.threshold import near_enough, nearest_rejected
 
 
@@ -51,6 +52,24 @@ def test_only_answers_that_finished_are_kept(finished: tuple[str, ...], kept: bo
     completion = Completion(b"{}", "m", Usage(), finished)
 
     assert keepable(completion, frozenset({"stop"})) is kept
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        ({"choices": [{"message": {"content": "Hi"}}]}, False),
+        ({"choices": [{"message": {"content": '{"container": "web", "container_id": 1}'}}]}, False),
+        ({"choices": [], "provider_fields": {"container": None}}, False),
+        ({"choices": [], "provider_fields": {"container": {"id": "c"}}}, True),
+        ({"choices": [{"provider_fields": {"container": {"id": "c"}}}]}, True),
+        ({"choices": [{"message": {"provider_content": [{"block": {"type": "x", "container_id": "c"}}]}}]}, True),
+        ({"choices": [{"message": {"annotations": [{"container_id": "c", "file_id": "f"}]}}]}, True),
+    ],
+)
+def test_the_id_of_a_container_is_found_wherever_it_is(answer: dict[str, Any], named: object) -> None:
+    completion = Completion(msgspec.json.encode(answer), "m", Usage(), ("stop",))
+
+    assert names_a_container(completion) is named
 
 
 def test_a_hit_is_at_or_above_the_threshold() -> None:

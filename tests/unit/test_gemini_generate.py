@@ -1348,3 +1348,92 @@ def test_an_array_that_breaks_is_still_an_array(before: list[bytes]) -> None:
     assert len(told) == len(before) + 1
     assert told[-1]["error"]["code"] == 502
     assert encoder.media_type == b"application/json"
+
+
+# --- reasoning of another maker
+
+SIGNED_ELSEWHERE = {
+    "type": "reasoning.text",
+    "index": 0,
+    "format": "anthropic-claude-v1",
+    "text": "Hm.",
+    "signature": "sig",
+}
+CALL_OF_ANOTHER = {"id": "toolu_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+
+
+def called_elsewhere() -> list[dict[str, Any]]:
+    """The parts of an answer of Claude's, as a client of this dialect gets them."""
+    message = {
+        "role": "assistant",
+        "content": "Let me look.",
+        "reasoning_content": "Hm.",
+        "reasoning_details": [SIGNED_ELSEWHERE],
+        "tool_calls": [CALL_OF_ANOTHER, {**CALL_OF_ANOTHER, "id": "toolu_2"}],
+    }
+    body = {
+        "id": "1",
+        "model": "m",
+        "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+    }
+    completion = Completion(msgspec.json.encode(body), "m", Usage(1, 1), ("tool_calls",))
+    request = decoded(HI)
+    streamed = b"".join(
+        [
+            (encoder := GEMINI_SSE.stream(request)).chunks(
+                [msgspec.json.encode(chunk) for chunk in replay.chunks(body, "chat", include_usage=True)]
+            ),
+            encoder.end(completion),
+        ]
+    )
+    parts: list[dict[str, Any]] = json.loads(GEMINI_SSE.whole(completion, request))["candidates"][0]["content"]["parts"]
+    events = [json.loads(line[6:]) for line in streamed.decode().splitlines() if line.startswith("data: ")]
+    pieces = [part for event in events for candidate in event["candidates"] for part in candidate["content"]["parts"]]
+    assert [part for part in pieces if "functionCall" in part] == [part for part in parts if "functionCall" in part]
+    return parts
+
+
+def test_a_call_carries_the_signed_reasoning_that_led_to_it_and_brings_it_back() -> None:
+    parts = called_elsewhere()
+
+    first, second = [part for part in parts if "functionCall" in part]
+    [turn] = messages(asking({"text": "Hi"}), said(*parts))[1:]
+
+    assert first["thoughtSignature"].startswith("a2VlcGdhdGU6")
+    assert "thoughtSignature" not in second
+    assert turn["reasoning_details"] == [SIGNED_ELSEWHERE]
+    assert "layout" not in turn  # the reasoning comes first
+
+
+def test_google_is_not_sent_what_a_call_carries() -> None:
+    parts = called_elsewhere()
+    answers = asking({"functionResponse": {"name": "look", "response": {}}})
+
+    request = decoded({"contents": [asking({"text": "Hi"}), said(*parts), answers, "And?"]})
+
+    assert request.native is not None
+    assert b"a2VlcGdhdGU6" not in request.raw
+    assert msgspec.json.decode(request.raw) == request.native
+    unsigned = [{name: value for name, value in part.items() if name != "thoughtSignature"} for part in parts]
+    assert request.native["contents"] == [asking({"text": "Hi"}), said(*unsigned), answers, "And?"]
+
+
+@pytest.mark.parametrize("rest", ["", "!", "bm8", base64.b64encode(b"[7]").decode(), base64.b64encode(b"{}").decode()])
+def test_what_a_call_carried_and_was_not_kept_whole_is_done_without(rest: str) -> None:
+    call = {"functionCall": {"name": "look", "args": {}}, "thoughtSignature": f"a2VlcGdhdGU6{rest}"}
+
+    [turn] = messages(asking({"text": "Hi"}), said(call))[1:]
+
+    assert "reasoning_details" not in turn
+
+
+def test_reasoning_that_nobody_signed_is_not_carried() -> None:
+    unsigned = {name: value for name, value in SIGNED_ELSEWHERE.items() if name != "signature"}
+    message = {"role": "assistant", "content": None, "reasoning_details": [unsigned], "tool_calls": [CALL_OF_ANOTHER]}
+    body = {"id": "1", "model": "m", "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}
+    completion = Completion(msgspec.json.encode(body), "m", Usage(1, 1), ("tool_calls",))
+
+    [part] = json.loads(GEMINI_SSE.whole(completion, decoded(HI)))["candidates"][0]["content"]["parts"]
+
+    assert "thoughtSignature" not in part

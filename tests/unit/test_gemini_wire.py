@@ -984,3 +984,46 @@ def test_a_number_beyond_those_of_an_embedding_is_unreadable() -> None:
 
     with pytest.raises(Unreadable):
         WIRE.whole(body, embedding(input="a", encoding_format="base64"))
+
+
+# --- a conversation that began elsewhere
+
+LOOKED = {"functionCall": {"name": "look", "args": {}}}
+SAW = {"functionResponse": {"name": "look", "response": {}}}
+SKIPPED = {**LOOKED, "thoughtSignature": "skip_thought_signature_validator"}
+SIGNED = {**LOOKED, "thoughtSignature": "c2lnbmVk"}
+
+
+def went_out(contents: Any, model: str = "gemini-3-pro") -> Any:
+    native = {"contents": contents}
+    asked = Call("chat", model, {}, msgspec.json.encode(native), dialect="gemini", native=native)
+    return msgspec.json.decode(WIRE.request(asked, stream=False).body)["contents"]
+
+
+def test_calls_that_another_model_made_in_this_turn_are_told_to_be_unsigned() -> None:
+    before = [turn("user", {"text": "Hi"}), turn("model", LOOKED), turn("user", SAW)]
+    now = [turn("user", {"text": "And?"}), turn("model", {"text": "Hm."}, LOOKED, LOOKED), turn("user", SAW, SAW)]
+
+    assert went_out([*before, *now]) == [
+        *before,  # a turn that is over needs no signature
+        now[0],
+        turn("model", {"text": "Hm."}, SKIPPED, LOOKED),
+        now[2],
+    ]
+    assert went_out(now, "gemini-2.5-pro") == now
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        [turn("user", {"text": "Hi"}), turn("model", SIGNED, LOOKED), turn("user", SAW, SAW)],
+        # A step that a client keeps as it was streamed.
+        [turn("user", {"text": "Hi"}), turn("model", SIGNED), turn("model", LOOKED), turn("user", SAW, SAW)],
+        [turn("user", {"text": "Hi"}), turn("model", {"text": "Ho"}), turn("user", {"text": "And?"})],
+        ["Hi", 7, None, {"role": "model", "parts": [7, None, {}]}, {"role": "model"}, {"parts": 7}],
+        {"parts": [{"text": "Hi"}]},
+        "Hi",
+    ],
+)
+def test_contents_that_google_takes_or_refuses_as_they_are_stay_so(contents: Any) -> None:
+    assert went_out(contents) == contents

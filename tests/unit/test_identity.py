@@ -45,7 +45,12 @@ def meaning_of(body: dict[str, Any]) -> str:
             return [told_apart(inner) for inner in value]
         return [type(value).__name__, repr(value)]
 
-    return json.dumps(told_apart({name: value for name, value in body.items() if value is not None}), sort_keys=True)
+    said = {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in body.items()
+        if value is not None
+    }
+    return json.dumps(told_apart(said), sort_keys=True)
 
 
 @given(one=bodies, other=bodies)
@@ -91,6 +96,24 @@ def test_a_neutral_field_does_not_change_the_key(name: str) -> None:
         (
             {"messages": [{"role": "developer", "content": [{"type": "text", "text": "Be kind."}]}]},
             {"messages": [{"role": "system", "content": "Be kind."}]},
+        ),
+        ({"temperature": 0.0, "frequency_penalty": 0, "presence_penalty": 0.0}, {"temperature": 0}),
+        ({"reasoning_budget": 0}, {"reasoning_effort": "none"}),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "strict": False}}]},
+            {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"q": 1}'}}]}]},
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"q":1}'}}]}]},
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]},
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u", "detail": "auto"}}]}
+                ]
+            },
         ),
         (
             {"messages": [{"role": "assistant", "content": "Hi", "refusal": None, "annotations": []}]},
@@ -182,17 +205,23 @@ def test_everything_but_the_question_is_its_namespace(change: dict[str, Any]) ->
     assert asked.namespace != changed.namespace
 
 
-def test_text_parts_are_joined_and_their_shape_is_identity() -> None:
-    def asking(*parts: dict[str, Any]) -> dict[str, Any]:
-        return {"messages": [{"role": "user", "content": list(parts)}]}
+def test_what_else_a_part_carries_is_identity() -> None:
+    def asking(**more: Any) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": [{"type": "text", "text": "How much?", **more}]}]}
 
-    one = question(asking({"type": "text", "text": "a\nb"}), ())
-    two = question(asking({"type": "text", "text": "a"}, {"type": "text", "text": "b"}), ())
+    plain, marked, other = question(asking(), ()), question(asking(x=1), ()), question(asking(x=2), ())
 
-    assert one is not None
-    assert two is not None
-    assert one.text == two.text == "a\nb"
-    assert one.namespace != two.namespace
+    assert plain is not None
+    assert marked is not None
+    assert other is not None
+    assert plain.text == marked.text == "How much?"
+    assert len({plain.namespace, marked.namespace, other.namespace}) == 3
+
+
+def test_a_question_in_several_parts_is_not_compared() -> None:
+    parts = [{"type": "text", "text": "Alice leads Acme."}, {"type": "text", "text": "Who leads Acme?"}]
+
+    assert question({"messages": [{"role": "user", "content": parts}]}, ()) is None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What of another dialect's request an OpenAI-compatible provider is told."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -146,3 +147,15 @@ def test_what_the_clients_dialect_found_untranslatable_is_named() -> None:
         sent({}, refused=("mcp_servers",))
 
     assert refused.value.names == ("mcp_servers",)
+
+
+def test_many_turns_that_cannot_be_told_are_named_in_no_time() -> None:
+    turns = [{"role": "user", "content": "", "provider_content": [{"dialect": "gemini"}]} for _ in range(20_000)]
+    refused = tuple(f"messages[{at}].content[0] (q)" for at in range(0, 20_000, 2))
+
+    began = time.perf_counter()
+    with pytest.raises(Untranslatable) as named:
+        sent({"messages": turns}, refused=refused)
+
+    assert len(named.value.names) == 20_000
+    assert time.perf_counter() - began < 1.0

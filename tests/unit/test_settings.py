@@ -659,3 +659,22 @@ def _model_in(annotation: object) -> tuple[type[BaseModel] | None, bool]:
     parts = get_args(annotation)
     found = next((model for part in parts if (model := _model_in(part)[0])), None)
     return found, ... in parts
+
+
+MIXED = """
+upstreams:
+  - {name: theirs, provider: openai, auth: passthrough}
+  - {name: ours, provider: openai, api_key: k}
+models:
+  - {name: m, targets: [{upstream: theirs, model: m}], fallbacks: [ours/m]}
+"""
+
+
+def test_a_caller_nobody_checked_is_not_led_to_the_operators_credential(problems: Refusing) -> None:
+    (problem,) = problems(MIXED)
+
+    assert problem.startswith("models.0: mixes upstreams with auth: passthrough and others")
+
+
+def test_callers_with_a_key_may_be(loaded: Loading) -> None:
+    assert loaded(f"{MIXED}keys: {{require: true}}").models[0].name == "m"

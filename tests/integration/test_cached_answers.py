@@ -1,4 +1,4 @@
-"""The openai SDK against the gateway: what works against the provider works here, and repeats come from the cache."""
+"""The cache as the openai SDK sees it: what works against the provider works here, and repeats come from the cache."""
 
 import json
 from collections.abc import AsyncIterator, Iterator
