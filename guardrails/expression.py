@@ -40,6 +40,9 @@ _POSIX: Final = {
     "xdigit": _DIGITS | sum(1 << ord(c) for c in "abcdefABCDEF"),
 }
 _CONTROL: Final = {"a": 7, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11}
+PADDING: Final = b"\n" * 96
+"""Behind every text for Hyperscan, so that none is short: those have an engine of their own, with that flaw."""
+
 # The two code points outside ASCII that fold to an ASCII letter: the long s and the Kelvin sign.
 FOLDING: Final = {0x17F: ord("s"), 0x212A: ord("k")}
 
@@ -49,7 +52,8 @@ _NAME: Final = re.compile(r"\?P?<\w+>")
 _PROPERTY: Final = re.compile(r"[pP](?:\{\^?([A-Za-z_]+)\}|([A-Z]))")
 _MAX_DEPTH: Final = 100
 
-# Hyperscan unrolls counted groups: past this many positions a count becomes "at least a few".
+# For Hyperscan: it unrolls counted groups, so past this many positions a count becomes "at least a few"; a longer gap
+# is cut off with what follows.
 _MAX_POSITIONS: Final = 400
 _MAX_COUNT: Final = 512
 _SHORT_GAP: Final = 16
@@ -168,21 +172,25 @@ def assertions(node: Node) -> frozenset[str]:
             return assertions(item)
 
 
-def core(node: Node) -> Node:
-    """A part of it that stands wherever the whole does, and that Hyperscan can look for at little cost."""
-    return _core(node, left=True, right=True)
-
-
 def for_hyperscan(node: Node) -> str:
     """An expression over bytes that is found in the UTF-8 of every text in which re2 finds this one, and maybe in more.
 
-    Not so for texts with a code point of `FOLDING`. Raises `NotUnderstood`
-    where every text would hold it.
+    It begins with one of `literals`. What Vectorscan (as 5.4.12 in the wheels)
+    overlooks are the places where it leaps ahead to the next of a few pairs of
+    bytes: a search that only literals can start, with nothing behind them that
+    goes on over almost any byte and no second literal to start from, has none.
+    Not for texts with a code point of `FOLDING`; the text must end in `PADDING`.
+    Raises `NotUnderstood` where no literal is known.
     """
-    expression = _bytes_of(node)
-    if not expression:
-        raise NotUnderstood("it is found in every text")
-    return expression
+    if not literals(node):
+        raise NotUnderstood("no literal is known")
+    items, _ = _led(node)
+    while _optional(items[-1]):
+        del items[-1]
+    last = items[-1]
+    if isinstance(last, Repeat):
+        items[-1] = Repeat(last.item, last.least, last.least)
+    return "".join(_bytes_of(item) for item in items)
 
 
 def byte_width(node: Node) -> int | None:
@@ -208,7 +216,7 @@ def literals(node: Node) -> frozenset[bytes]:
 
     None is shorter than three bytes, and none is one byte over and over.
     """
-    return min(_literal_sets(node), key=lambda some: (-min(map(len, some)), len(some)), default=frozenset())
+    return min(_literal_sets(node), key=_worse, default=frozenset())
 
 
 def holds_one_of(node: Node, words: Sequence[str]) -> bool:
@@ -221,21 +229,14 @@ def _sum(widths: list[int | None]) -> int | None:
     return None if None in widths else sum(w or 0 for w in widths)
 
 
+def _worse(some: frozenset[bytes]) -> tuple[int, int]:
+    return -min(map(len, some)), len(some)
+
+
 def _literal_sets(node: Node) -> list[frozenset[bytes]]:
     match node:
         case Series():
-            found: list[frozenset[bytes]] = []
-            run = b""
-            for item in (*_flat(node), Look("A")):
-                letter = _letter(item)
-                if letter is not None:
-                    run += letter
-                    continue
-                if len(run) >= _SHORTEST_LITERAL and len(set(run)) > 1:
-                    found.append(frozenset({run}))
-                run = b""
-                found.extend(_literal_sets(item))
-            return found
+            return [some for _, _, some in _places(_flat(node))]
         case Choice(items):
             best = [literals(item) for item in items]
             together = frozenset().union(*best)
@@ -244,6 +245,59 @@ def _literal_sets(node: Node) -> list[frozenset[bytes]]:
             return _literal_sets(item)
         case _:
             return []
+
+
+def _places(items: list[Node]) -> list[tuple[int, int, frozenset[bytes]]]:
+    """From where to where among the items which literals are."""
+    found: list[tuple[int, int, frozenset[bytes]]] = []
+    for start, stop, run in _runs(items):
+        if len(set(run)) > 1:
+            found.append((start, stop, frozenset({run})))
+    for index, item in enumerate(items):
+        found.extend((index, index + 1, some) for some in _literal_sets(item))
+    return found
+
+
+def _runs(items: list[Node]) -> list[tuple[int, int, bytes]]:
+    found: list[tuple[int, int, bytes]] = []
+    start, run = 0, b""
+    for index, item in enumerate([*items, Look("A")]):
+        letter = _letter(item)
+        if letter is not None:
+            start = start if run else index
+            run += letter
+            continue
+        if len(run) >= _SHORTEST_LITERAL:
+            found.append((start, index, run))
+        run = b""
+    return found
+
+
+def _led(node: Node, *, to_the_end: bool = False) -> tuple[list[Node], bool]:
+    """What is left of it from its literals on, and whether that reaches its end: the best ones, or those with which it
+    does."""
+    match node:
+        case Choice(items):
+            parts = [_led(item, to_the_end=True) for item in items]
+            return [Choice(tuple(_series(part) for part, _ in parts))], all(whole for _, whole in parts)
+        case Repeat(item) if not isinstance(item, Chars):
+            return _led(item)[0], False
+    flat = _flat(node)
+    places = sorted(_places(flat), key=lambda place: _worse(place[2]))
+    found = [_led_from(flat, start, stop) for start, stop, _ in (places if to_the_end else places[:1])]
+    return next((one for one in found if one[1]), found[0])
+
+
+def _led_from(flat: list[Node], start: int, stop: int) -> tuple[list[Node], bool]:
+    begins = {begin for begin, _, _ in _runs(flat)}
+    led, whole = (flat[start:stop], True) if start in begins else _led(flat[start])
+    if not whole:
+        return led, False
+    for index in range(stop, len(flat)):
+        if index in begins or _goes_on(flat[index]) or _literal_sets(flat[index]):
+            return led, False
+        led.append(flat[index])
+    return led, True
 
 
 def _flat(node: Node) -> list[Node]:
@@ -272,58 +326,21 @@ def _letter(node: Node) -> bytes | None:
     return letter.lower() if node.ascii == highest or (node.ascii == _fold(highest) and letter.isalpha()) else None
 
 
-def _core(node: Node, *, left: bool, right: bool) -> Node:
-    """What is left when whatever may be absent is cut off at these ends: found wherever the whole is."""
-    if isinstance(node, Repeat) and node.least:
-        return Repeat(node.item, node.least, node.least)
-    if isinstance(node, Choice):
-        return Choice(tuple(_core(item, left=left, right=right) for item in node.items))
-    if not isinstance(node, Series):
-        return node
-    items = list(node.items)
-    if left and right and sum(map(_is_gap, items)) > 1:
-        items = max(_between_gaps(items), key=_selective)
-    while left and items and _optional(items[0]):
-        del items[0]
-    while right and items and _optional(items[-1]):
-        del items[-1]
-    if items and left:
-        items[0] = _core(items[0], left=True, right=right and len(items) == 1)
-    if items and right:
-        items[-1] = _core(items[-1], left=left and len(items) == 1, right=True)
-    return Series(tuple(items))
-
-
-def _is_gap(node: Node) -> bool:
-    """Several of these in one expression cost Hyperscan seconds to compile."""
+def _goes_on(node: Node) -> bool:
+    """Over almost any byte, or over one and the same."""
     match node:
-        case Repeat(Chars(wide=wide), _, most):
-            return wide and (most is None or most > _SHORT_GAP)
-        case Repeat(item):
-            return _is_gap(item)
+        case Repeat(Chars(wide=True), _, most) if most is None or most > _SHORT_GAP:
+            return True
+        case Repeat(item, least, _):
+            return _goes_on(item) or (_letter(item) is not None and least >= _SHORTEST_LITERAL)
         case Series(items) | Choice(items):
-            return any(_is_gap(item) for item in items)
+            return any(_goes_on(item) for item in items)
         case _:
             return False
 
 
-def _between_gaps(items: list[Node]) -> list[list[Node]]:
-    parts: list[list[Node]] = [[]]
-    for item in items:
-        if _is_gap(item):
-            parts.append([])
-        else:
-            parts[-1].append(item)
-    return parts
-
-
-def _selective(part: list[Node]) -> tuple[bool, int]:
-    node = Series(tuple(part))
-    return bool(literals(node)), width(node)[0]
-
-
 def _optional(node: Node) -> bool:
-    return not isinstance(node, Look) and width(node)[0] == 0 and not assertions(node)
+    return width(node)[0] == 0 and not assertions(node) & {"A", "b", "B"}
 
 
 def _positions(node: Node) -> int:
@@ -345,8 +362,8 @@ def _bytes_of(node: Node) -> str:
         case Chars():
             return _byte_class(node) + ("{1,4}" if node.wide else "")
         case Look(at):
-            # Hyperscan's ideas of a line's end are not re2's: that one is left out, which only finds more.
-            return {"A": r"\A", "z": r"\z", "b": r"\b", "B": r"\B"}.get(at, "")
+            # An end is not an end before the padding: it is left out, which only finds more.
+            return {"A": r"\A", "b": r"\b", "B": r"\B"}.get(at, "")
         case Series(items):
             return "".join(_bytes_of(item) for item in items)
         case Choice(items):

@@ -21,11 +21,11 @@ import re2
 from guardrails.base import DetectorError
 from guardrails.expression import (
     FOLDING,
+    PADDING,
     MatchesBytes,
     NotUnderstood,
     Parsed,
     byte_width,
-    core,
     for_hyperscan,
     holds_one_of,
     literals,
@@ -48,6 +48,7 @@ LONG: Final = 64 * 1024
 _MEMORY: Final = 8 * 1024 * 1024  # for each pattern; what re2 caches beyond it is thrown away
 _MAX_PROGRAM: Final = 20_000  # a program of this size costs some 5 ms per KB on the text that suits it worst
 _MAX_WINDOW: Final = 4096  # patterns with longer matches look at the whole text
+_TOGETHER: Final = 6
 _GAP: Final = 64  # hits closer than this are one
 
 # Seconds of CPU that one pattern may take: a hundred times what it takes to read everything once, and several times
@@ -121,6 +122,8 @@ class PatternSet:
         if engine != "portable" and _HAS_HYPERSCAN:
             self._database = _Database(parsed, self._reach)
         self.engine = "portable" if self._database is None else "hyperscan"
+        self._unions = _Unions(self._patterns, (self._database or self._literals).without)
+        self._others = _Unions(self._patterns, self._literals.without)
 
     def scan(self, text: str) -> list[Match]:
         """In the order they begin. For each pattern the leftmost matches that do not overlap; two in a row may share
@@ -158,9 +161,9 @@ class PatternSet:
         folding = not text.isascii() and any(chr(code) in text for code in FOLDING)
         runs = None if self._database is None or folding else self._database.scan(data)
         if runs is None or self._database is None:
-            whole, runs = self._literals.without, self._literals.scan(text, data, folding=folding)
+            whole, runs = self._others.scan(data), self._literals.scan(text, data, folding=folding)
         else:
-            whole = self._database.without
+            whole = self._unions.scan(data)
         candidates: dict[int, Sequence[Window]] = dict.fromkeys(whole, _WHOLE)
         for index, ends in runs.items():
             reach = self._reach[index]
@@ -226,9 +229,9 @@ class _Database:
             if known is None:
                 continue
             try:
-                # One hit will do where re2 reads the whole text anyway, and where hits could be many.
+                # One hit will do where re2 reads the whole text anyway.
                 flags = hyperscan.HS_FLAG_SINGLEMATCH if reach[index] is None else 0
-                expressions[index] = for_hyperscan(core(known.node)).encode(), flags
+                expressions[index] = for_hyperscan(known.node).encode(), flags
             except NotUnderstood:
                 continue
         database = _compile_database(expressions)
@@ -251,10 +254,29 @@ class _Database:
             scratch = self._local.scratch = self._database.scratch.clone()
         runs = _Runs(1024 + len(data) // 4)
         try:
-            self._database.scan(data, _hit, 0, runs, scratch)
+            self._database.scan(data + PADDING, _hit, 0, runs, scratch)
         except hyperscan.ScanTerminated:
             return None
         return runs
+
+
+class _Unions:
+    """Patterns without a prefilter: in most texts one pass of re2 says of all at once that none of them matches."""
+
+    def __init__(self, patterns: Sequence[Pattern], without: Sequence[int]) -> None:
+        expressions = {index: patterns[index].expression for index in without}
+        self._all = _union(list(expressions.values()))
+        self._groups: list[tuple[Sequence[int], re2._Regexp | None]] = []
+        for start in range(0, len(without), _TOGETHER):
+            group = without[start : start + _TOGETHER]
+            self._groups.append((group, _union([expressions[index] for index in group])))
+
+    def scan(self, data: bytes) -> Sequence[int]:
+        if self._all is not None and self._all.search(data) is None:
+            return ()
+        return [
+            index for group, union in self._groups if union is None or union.search(data) is not None for index in group
+        ]
 
 
 class _Literals:
@@ -349,9 +371,21 @@ def _reason(error: str) -> str:
     return error
 
 
+def _union(expressions: Sequence[str]) -> re2._Regexp | None:
+    """None where they do not go together: two groups of one name, too large."""
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = _MEMORY
+    options.never_capture = True
+    try:
+        return re2.compile("|".join(f"(?:{expression})" for expression in expressions).encode(), options)
+    except re2.error:
+        return None
+
+
 def _window_reach(known: Parsed | None) -> int | None:
     """How many bytes around a hit can belong to the match; None where re2 shall look at the whole text."""
-    if known is None or not literals(core(known.node)):  # hits could be anywhere
+    if known is None or not literals(known.node):
         return None
     longest = byte_width(known.node)
     return longest if longest is not None and longest <= _MAX_WINDOW else None
@@ -359,7 +393,7 @@ def _window_reach(known: Parsed | None) -> int | None:
 
 def _windows(runs: list[int], reach: int, size: int) -> list[Window]:
     windows: list[Window] = []
-    start = end = -1
+    start, end = 0, -1
     for first, last in sorted(zip(runs[::2], runs[1::2], strict=True)):
         if first - reach > end:
             if end >= 0:

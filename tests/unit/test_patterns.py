@@ -261,6 +261,17 @@ def test_more_hits_than_are_worth_reporting_change_nothing() -> None:
     assert spans(matches) == expected
 
 
+@pytest.mark.parametrize("tail", ["", " ", "x" * 40])
+def test_what_vectorscan_overlooks_is_not_left_to_it(tail: str) -> None:
+    # Given these as they are, 5.4.12 misses the key after 14 to 31 other bytes, and the word after "://xxxx".
+    patterns = set_of("key", "(?i)sfoo", "(?i)fooé", r"(?s)curl.*\|\s*python", r"é(?:ghp_\d{0,20}|kk[0-9a-f]*)?")
+
+    for n in range(120):
+        for before, found in (("x" * n, "key"), ("curl http://" + "x" * n + ":80/ 2>&1 | ", "python"), (" " * n, "é")):
+            matches = patterns.scan(before + found + tail)
+            assert [match.end for match in matches] == [len(before + found)]
+
+
 def test_threads_share_a_set() -> None:
     patterns = ALL["hyperscan"]
     some = ["foo " * n + "x" * 7 * n + " key 123-45 é" for n in range(64)]
