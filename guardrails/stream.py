@@ -29,6 +29,7 @@ _REASONING = ("reasoning_content", "reasoning")
 _TEXTS = (*_REASONING, "content", "refusal")
 _ROLES: tuple[Role, ...] = ("assistant", "tool_args")
 _FRAME = frozenset({"id", "object", "created", "model", "system_fingerprint", "service_tier", "usage"})
+_BARE = frozenset({"index", "delta", "logprobs", "finish_reason"})
 _CHOICE = frozenset({"finish_reason", "native_finish_reason"})
 
 
@@ -95,13 +96,18 @@ class StreamScreen:
                 await self._take(chunk.fields, more=more)
                 self._out.clear()
             return
-        async for released in self._told(self._take(chunk.fields, more=more)):
+        stopped = await _stopped_by(self._take(chunk.fields, more=more))
+        for released in self._released(stopped):
             yield released
+        if stopped is not None:
+            raise stopped
 
     async def end(self) -> AsyncIterator[Chunk]:
-        async for released in self._told(self._finish()):
-            if self._gates:
-                yield released
+        stopped = await _stopped_by(self._finish())
+        for released in self._released(stopped) if self._gates else ():
+            yield released
+        if stopped is not None:
+            raise stopped
 
     def closing(self) -> list[Chunk]:
         """A finish reason for each choice that has none."""
@@ -112,20 +118,12 @@ class StreamScreen:
             if not choice.finished
         ]
 
-    async def _told(self, work: Awaitable[None]) -> AsyncIterator[Chunk]:
-        stopped: GatewayError | None = None
-        try:
-            await work
-        except (ContentBlocked, GuardrailUnavailable) as error:
-            stopped = error
+    def _released(self, stopped: GatewayError | None) -> list[Chunk]:
         released, self._out = self._out, []
         if self._usage is not None and released and stopped is None:
             released[-1] = {**released[-1], "usage": self._usage}
             self._usage = None
-        for fields in released:
-            yield _chunk(fields)
-        if stopped is not None:
-            raise stopped
+        return [_chunk(fields) for fields in released]
 
     # --- what comes in
 
@@ -167,6 +165,11 @@ class StreamScreen:
             self._out.append(bare)
 
     async def _take_choice(self, choice: "_Choice", part: Json) -> None:
+        held = choice.current
+        if held is not None and held.name == "content" and (text := _nothing_but_text(part)) is not None:
+            held.add(text)
+            self._fresh += len(text)
+            return
         if "text" in part and "delta" not in part:
             await self._take_text(choice, "text", part["text"] or "", part.get("logprobs"))
         else:
@@ -546,6 +549,23 @@ class _Call:
     def whole(self) -> Json:
         written = {field: "".join(pieces) for field, pieces in self._written.items()}
         return {"index": self.index, **self.fields, self._kind: {**self._function, **written}}
+
+
+async def _stopped_by(work: Awaitable[None]) -> GatewayError | None:
+    try:
+        await work
+    except (ContentBlocked, GuardrailUnavailable) as error:
+        return error
+    return None
+
+
+def _nothing_but_text(part: Json) -> str | None:
+    """What nearly every chunk is."""
+    delta = part.get("delta")
+    if delta and len(delta) == 1 and not (part.keys() - _BARE) and part.get("logprobs") is None:
+        text = delta.get("content")
+        return text if isinstance(text, str) and part.get("finish_reason") is None else None
+    return None
 
 
 def _readable(detail: Any) -> tuple[str, str] | None:
