@@ -146,10 +146,9 @@ def width(node: Node) -> tuple[int, int | None]:
 
 
 def can_hold_white_space(node: Node) -> bool:
+    """Or a letter of a script that puts none between words: nothing beyond ASCII is told apart."""
     match node:
-        case Chars(ascii=bits, wide=wide, exact=exact):
-            if exact is not None:
-                return chr(exact).isspace()
+        case Chars(ascii=bits, wide=wide):
             return wide or bool(bits & _BLANK)
         case Look():
             return False

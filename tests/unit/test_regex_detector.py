@@ -56,6 +56,8 @@ async def test_reports_the_group_under_the_kind_it_was_given() -> None:
         ("(?m)^key$", None),
         (r"\p{Greek}{2}", None),
         ("漢\u3000字", 3),
+        ("项目[0-9]{2,4}号", 7),  # a stream may end between any two of its letters
+        ("(?i)café au lait|cafés", 12),
     ],
 )
 def test_reach_is_the_longest_match_that_may_hold_white_space(pattern: str, reach: int | None) -> None:
