@@ -80,11 +80,21 @@ def restorations(text: str, issued: Mapping[str, str], *, json: bool = False) ->
 def open_prefix(text: str, issued: Iterable[str] | None = None, *, json: bool = False) -> int:
     """From where on the end of `text` may be the beginning of a placeholder; its length where nothing is open.
 
-    With `issued` of one of those; without, of any.
+    With `issued` of one of those; without, and in JSON, of any. `text` never
+    begins inside an escape, and so what is cut off from there does not either.
     """
-    opened = (_OPEN_IN_JSON if json else _OPEN).search(text, max(len(text) - _LONGEST, 0))
-    if opened is None:
-        return len(text)
-    if issued is not None and not json and not any(placeholder.startswith(opened[0]) for placeholder in issued):
+    least = max(len(text) - _LONGEST, 0)
+    if json:
+        opened = _OPEN_IN_JSON.search(text, least)
+        while opened is not None and opened[0].startswith("\\") and _is_escaped(text, opened.start()):
+            opened = _OPEN_IN_JSON.search(text, opened.start() + 1)
+        return len(text) if opened is None else opened.start()
+    opened = _OPEN.search(text, least)
+    if opened is None or (issued is not None and not any(one.startswith(opened[0]) for one in issued)):
         return len(text)
     return opened.start()
+
+
+def _is_escaped(text: str, at: int) -> bool:
+    before = text[:at]
+    return (at - len(before.rstrip("\\"))) % 2 == 1

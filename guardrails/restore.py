@@ -208,7 +208,7 @@ class _Text:
         if not self.held and "<" not in piece and not (self.json and "\\" in piece):
             return piece
         text = self.held + piece
-        cut = self._open(text)
+        cut = open_prefix(text, self._issued, json=self.json)
         self.held = text[cut:]
         whole = text[:cut]
         restored = restore(whole, self._issued, json=self.json)
@@ -218,21 +218,6 @@ class _Text:
     def rest(self) -> str:
         held, self.held = self.held, ""
         return restore(held, self._issued, json=self.json)
-
-    def _open(self, text: str) -> int:
-        """Where the open end begins. What is cut off never begins inside an escape: of a backslash that is itself
-        escaped nothing follows."""
-        if not self.json:
-            return open_prefix(text, self._issued)
-        cut = open_prefix(text, json=True)
-        while cut < len(text) and text[cut] == "\\":
-            first = cut
-            while first and text[first - 1] == "\\":
-                first -= 1
-            if (cut - first) % 2 == 0:
-                break
-            cut += 1 + open_prefix(text[cut + 1 :], json=True)
-        return cut
 
 
 def _with_arguments(body: Json, issued: Mapping[str, str]) -> Json:

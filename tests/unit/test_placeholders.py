@@ -170,6 +170,23 @@ def test_in_json_an_escape_may_be_open(text: str) -> None:
     assert open_prefix(text, json=True) == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "opened"),
+    [
+        ("a \\\\", 4),
+        ("a \\\\\\", 4),
+        (r"a \\u003", 8),
+        (r"a \\u003cEM", 11),
+        (r"a \\\u003cEM", 4),
+        (r"a \\<EM", 4),
+        (r"a \\<EM\u00", 4),
+        (r"\\u003cA\u003c", 8),
+    ],
+)
+def test_of_an_escaped_backslash_no_escape_begins(text: str, opened: int) -> None:
+    assert open_prefix(text, json=True) == opened
+
+
 @given(st.text(max_size=5), st.text(max_size=5), st.integers(0, 200))
 def test_no_cut_through_a_placeholder_is_closed(before: str, value: str, cut: int) -> None:
     placeholder = HERE.issue("email", value, {})
@@ -183,3 +200,4 @@ def test_a_million_brackets_take_no_time_to_speak_of() -> None:
 
     assert HERE.escapes(text, {}) == []
     assert open_prefix(text) == len(text)
+    assert open_prefix("\\" * 1_000_001, json=True) == 1_000_000
