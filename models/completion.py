@@ -34,10 +34,13 @@ class Completion(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A completion as the cache keeps it. Times are seconds since the epoch."""
+    """A completion as the cache keeps it. Times are seconds since the epoch. `acted` is what guardrails did when it was
+    made; `masked`: placeholders may be in it, and who asked has what they stand for."""
 
     completion: Completion
     created_at: float
     expires_at: float
     entry_id: str
     upstream: str
+    acted: tuple[str, ...] = ()
+    masked: bool = False

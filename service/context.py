@@ -30,7 +30,6 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
     keep: frozenset[str] = frozenset({"stop"})
     max_temperature: float = 0.3
     fallback_answers: bool = False
-    screening: str = ""  # revision of the guardrail rules that apply; part of every identity
 
 
 class Limits(msgspec.Struct, frozen=True, gc=False):
@@ -79,6 +78,7 @@ class Context(msgspec.Struct, gc=False):
     meaning: tuple[str, ...] = ()  # header values that change what is answered: part of the identity
 
     waited: float = 0.0  # spent waiting for an upstream
+    acted: tuple[str, ...] = ()  # what guardrails did, such as `default/secrets=redact`
     outcome: CacheOutcome = "bypass"
     detail: str = ""  # why: a word for `Cache-Status`
     similarity: float | None = None

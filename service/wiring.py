@@ -21,13 +21,17 @@ from backends.exact.base import ExactStore
 from backends.keyring.base import Keyring
 from backends.upstream.base import Upstream
 from backends.vector.base import VectorStore
+from guardrails.placeholders import Placeholders
+from guardrails.policy import Policy
 from models.errors import BackendError, ConfigError
 from service.caching import directives
 from service.caching.single_flight import Flights
 from service.context import Directives, Endpoint, Limits
 from service.pipeline.exact_tier import ExactTier
 from service.pipeline.gateway import Gateway
+from service.pipeline.screen import Screens
 from service.pipeline.semantic_tier import SemanticTier
+from service.policies import policies
 from service.routing.aliases import Aliases, Route, Target, route
 from service.routing.balance import Standing
 from service.routing.catalog import Catalog
@@ -115,7 +119,8 @@ class Runtime:
             self.metrics.records_dropped.follow(lambda: self._recorder.dropped if self._recorder else 0)
         for component in self.tiers():
             self.metrics.degraded.set((component,), 0)
-        self.state = self._compiled(settings, {}, {})
+        applied = await asyncio.to_thread(policies, settings)
+        self.state = self._compiled(settings, applied, {}, {})
         await self.group.start()
 
     def reload(self) -> None:
@@ -134,7 +139,9 @@ class Runtime:
                 same = {
                     s.name: old.gateway.upstreams[s.name] for s in old.settings.upstreams if s in settings.upstreams
                 }
-                self.state = self._compiled(settings, same, {name: old.gateway.standings[name] for name in same})
+                applied = await asyncio.to_thread(policies, settings)
+                standings = {name: old.gateway.standings[name] for name in same}
+                self.state = self._compiled(settings, applied, same, standings)
             except (ConfigError, BackendError) as error:
                 log_refused(error)
                 return
@@ -209,7 +216,13 @@ class Runtime:
             embedder, vectors, self.exact, deadline=settings.cache.vector.deadline, metrics=self.metrics
         )
 
-    def _compiled(self, settings: Settings, kept: Mapping[str, Upstream], known: Mapping[str, Standing]) -> State:
+    def _compiled(
+        self,
+        settings: Settings,
+        applied: Mapping[str, tuple[Policy, ...]],
+        kept: Mapping[str, Upstream],
+        known: Mapping[str, Standing],
+    ) -> State:
         """`kept` are the upstreams that stay as they are, `known` how they stand."""
         upstreams = {s.name: kept.get(s.name) or _upstream(s) for s in settings.upstreams}
         standings = {s.name: known.get(s.name) or _standing(s, upstreams[s.name].keys) for s in settings.upstreams}
@@ -232,6 +245,7 @@ class Runtime:
             keyring=self.keyring,
             keys_required=settings.keys.require,
             secret=self._secret,
+            screens=Screens(applied, placeholders=Placeholders(self._secret), metrics=self.metrics),
             exact=self.exact,
             semantic=self.semantic,
             flights=self._flights,

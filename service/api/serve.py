@@ -7,11 +7,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
+from guardrails.restore import Restorer, restored_whole
 from models.completion import Completion, Entry
 from models.errors import GatewayError, LimitError, NotCached, Untranslatable, UpstreamError
 from models.request import Request
@@ -62,6 +63,7 @@ class Exchange(msgspec.Struct, gc=False):
     send: Send
     context: Context | None = None
     encoder: StreamEncoder | None = None
+    issued: Mapping[str, str] = {}
 
 
 async def serve(
@@ -92,6 +94,7 @@ async def serve(
         if isinstance(answer, Flight) and context.outcome == "coalesced":
             answer = await _followed(do, exchange, answer, request, context)
         if isinstance(answer, Hit):
+            exchange.issued = answer.issued
             await _send_hit(exchange, answer.entry, request, context)
         else:
             await _send_flight(exchange, answer, request, context)
@@ -179,6 +182,7 @@ async def _send_flight(exchange: Exchange, flight: Flight, request: Request, con
             await _ready(flight, request)
             context.waited += time.perf_counter() - arrived if follows else flight.waited
             _tell(flight, context, record)
+            exchange.issued = flight.issued
             if flight.hit and flight.entry is not None:
                 context.outcome = "exact" if flight.hit == "exact" else "semantic"
                 headers = _hit_headers(flight.entry, context, record)
@@ -208,6 +212,9 @@ async def _send_flight(exchange: Exchange, flight: Flight, request: Request, con
 async def _send_whole(
     exchange: Exchange, completion: Completion, request: Request, context: Context, headers: HeaderList
 ) -> None:
+    if exchange.issued:
+        told = restored_whole(msgspec.json.decode(completion.body), exchange.issued, json_content=_is_json(request))
+        completion = msgspec.structs.replace(completion, body=msgspec.json.encode(told))
     body = exchange.dialect.whole(completion, request)
     headers.append(_JSON)
     _clock_first_byte(context, exchange.record, headers)
@@ -233,6 +240,7 @@ async def _send_live(
     # An event that only one dialect has says nothing to an OpenAI client; the other encoders tell for themselves.
     events = request.dialect != "openai"
     usage_sent = False
+    restorer = Restorer(exchange.issued, json_content=_is_json(request)) if exchange.issued else None
     async for batch in flight.read():
         wanted = [
             chunk.payload
@@ -240,13 +248,15 @@ async def _send_live(
             if (request.include_usage or not chunk.usage_only) and (events or not chunk.event_only)
         ]
         usage_sent = usage_sent or any(chunk.usage_only for chunk in batch)
+        if restorer is not None:
+            wanted = [restored for payload in wanted for restored in restorer.feed(payload)]
         if wanted and (part := encoder.chunks(wanted)):
             await send_part(exchange.send, part)
     completion = (await flight.whole()).completion
     _count_tokens(completion, context, exchange.record)
-    last = b""
+    last = b"" if restorer is None else encoder.chunks(restorer.end())
     if request.include_usage and not usage_sent:
-        last = encoder.chunks([_usage_chunk(completion, request)])
+        last += encoder.chunks([_usage_chunk(completion, request)])
     await send_part(exchange.send, last + encoder.end(completion))
     await send_end(exchange.send)
 
@@ -256,6 +266,8 @@ async def _send_replay(
 ) -> None:
     encoder = await _begin_stream(exchange, request, context, headers)
     whole: dict[str, Any] = msgspec.json.decode(completion.body)
+    if exchange.issued:
+        whole = restored_whole(whole, exchange.issued, json_content=_is_json(request))
     if not isinstance(whole.get("usage"), dict):
         whole["usage"] = assembly.usage_fields(completion.usage)
     chunks = replay.chunks(whole, request.operation, include_usage=request.include_usage)
@@ -316,7 +328,7 @@ async def _send_error(exchange: Exchange, error: GatewayError, *, close: bool) -
         (b"x-keepgate-request-id", exchange.request_id.encode()),
         (b"x-keepgate-cache", outcome.encode()),
         (b"cache-status", b"keepgate; detail=not-cached" if unsent else _cache_status(context).encode()),
-        _CLEAN,
+        _guardrails(context, record),
     ]
     if isinstance(error, UpstreamError) and error.answered is not None and record.upstream:
         headers.append(_upstream(record.upstream, record.upstream_model))
@@ -347,7 +359,7 @@ def _hit_headers(entry: Entry, context: Context, record: Record) -> HeaderList:
         (b"cache-status", b"keepgate; hit; ttl=%d; detail=%b" % (ttl, outcome.encode())),
         (b"age", b"%d" % age),
         (b"x-keepgate-tokens-saved", b"%d" % saved),
-        _CLEAN,
+        _guardrails(context, record),
     ]
     if outcome == "semantic" and context.similarity is not None:
         record.similarity = context.similarity
@@ -363,7 +375,7 @@ def _miss_headers(flight: Flight, context: Context, record: Record) -> HeaderLis
         (b"x-keepgate-cache", context.outcome.encode()),
         (b"cache-status", _cache_status(context).encode()),
         _upstream(flight.upstream, flight.upstream_model),
-        _CLEAN,
+        _guardrails(context, record),
     ]
     if context.similarity is not None:
         headers.append((b"x-keepgate-similarity", b"%.4f" % context.similarity))
@@ -395,9 +407,24 @@ def _tell(flight: Flight, context: Context, record: Record) -> None:
     """What the flight came to know, for the headers and the record."""
     context.detail = flight.detail or context.detail
     context.similarity = flight.similarity
+    context.acted = flight.acted
     record.detail, record.similarity, record.shadow = context.detail, flight.similarity, flight.shadow
     record.upstream, record.upstream_model = flight.upstream, flight.upstream_model
     record.cache = context.outcome
+
+
+def _is_json(request: Request) -> bool:
+    """Whether the answer's content is JSON as well, so that a value has to be written as one."""
+    wanted = request.body.get("response_format")
+    return isinstance(wanted, dict) and wanted.get("type") in ("json_schema", "json_object")
+
+
+def _guardrails(context: Context | None, record: Record) -> tuple[bytes, bytes]:
+    acted = () if context is None else context.acted
+    if not acted:
+        return _CLEAN
+    record.guardrails = ", ".join(acted)
+    return (b"x-keepgate-guardrails", record.guardrails.encode("latin-1", "replace"))
 
 
 def _count_tokens(completion: Completion, context: Context, record: Record) -> None:

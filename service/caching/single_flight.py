@@ -40,6 +40,8 @@ class Flight:
         self.upstream_model = ""
         self.headers: tuple[tuple[str, str], ...] = ()
         self.dropped: tuple[str, ...] = ()  # names of the request's fields that the upstream was not sent
+        self.acted: tuple[str, ...] = ()  # what guardrails did so far
+        self.issued: dict[str, str] = {}  # the values behind the placeholders in its chunks and its entry
         self.waited = 0.0  # seconds until the upstream's first chunk or whole reply
         self.in_pieces = False  # its chunks do not add up to a whole answer: they can be read, and nothing else
         self.ended = False

@@ -85,11 +85,13 @@ class ExactTier:
             return None
         return entry if fresh(entry, context, self._clock()) else None
 
-    def entry(self, context: Context, key: str, completion: Completion, upstream: str) -> Entry:
+    def entry(
+        self, context: Context, key: str, completion: Completion, upstream: str, *, masked: bool = False
+    ) -> Entry:
         """The entry as it is kept and served: its TTL absolute, shortened by the jitter."""
         now = self._clock()
         ttl = context.directives.ttl * (1.0 - context.endpoint.ttl_jitter * self._random())
-        return Entry(completion=completion, created_at=now, expires_at=now + ttl, entry_id=key, upstream=upstream)
+        return Entry(completion, now, now + ttl, key, upstream, context.acted, masked)
 
     async def keep(self, context: Context, entry: Entry, *, asked_at: float) -> bool:
         """Whether the entry is in the store now, where every worker sees it.

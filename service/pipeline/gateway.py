@@ -11,8 +11,9 @@ import msgspec
 
 from backends.keyring.base import Keyring
 from backends.upstream.base import Reply, Upstream
-from models.completion import Completion, Entry, Usage
-from models.errors import GatewayError, NotCached, RequestError
+from guardrails.policy import Choice
+from models.completion import Chunk, Completion, Entry, Usage
+from models.errors import ContentBlocked, GatewayError, NotCached, RequestError
 from models.request import Request
 from service.caching.assembly import Assembly
 from service.caching.eligibility import keepable, names_a_container, not_semantic
@@ -24,6 +25,7 @@ from service.pipeline.authenticate import authenticate, credential_mark
 from service.pipeline.call import Begun, Switchboard, call
 from service.pipeline.exact_tier import ExactTier, fresh
 from service.pipeline.reserve import Reservation, reserve
+from service.pipeline.screen import Screens, StreamedAnswer
 from service.pipeline.semantic_tier import Found, SemanticTier
 from service.pipeline.settle import estimated, settle, whole
 from service.routing.aliases import Aliases, Route
@@ -37,9 +39,10 @@ _CHUNKS_A_TURN = 64
 
 
 class Hit(msgspec.Struct, frozen=True, gc=False):
-    """An answer that was there already."""
+    """An answer that was there already. `issued` are the values behind placeholders in it."""
 
     entry: Entry
+    issued: Mapping[str, str] = {}
 
 
 class Gateway:
@@ -58,6 +61,7 @@ class Gateway:
         secret: bytes,
         exact: ExactTier,
         semantic: SemanticTier | None,
+        screens: Screens,
         flights: Flights,
         limits: Limits,
         metrics: Metrics,
@@ -69,6 +73,7 @@ class Gateway:
         self.standings = standings
         self.exact = exact
         self.semantic = semantic
+        self.screens = screens
         self.keyring = keyring
         self.limits = limits
         self.metrics = metrics
@@ -100,15 +105,16 @@ class Gateway:
         to it. Another is not joined.
         """
         route = admit(request, context, self.aliases)
+        choice = self.screens.choose(request, context)
         asked = context.directives
         reason = _not_cached(request, asked)
         if reason is not None:
             context.outcome, context.detail = "bypass", reason
             if asked.only_if_cached:
                 raise NotCached("nothing in the cache may answer this request")
-            return self._lead(request, context, route, key=None, meaning=())
+            return self._lead(request, context, route, choice, key=None, meaning=())
 
-        meaning = self._meaning(request, context, route)
+        meaning = self._meaning(request, context, route, choice)
         if len(request.raw) > _LARGE:
             await asyncio.sleep(0)
         try:
@@ -120,32 +126,46 @@ class Gateway:
         if asked.lookup:
             entry = await self.exact.lookup(context, key)
             if entry is not None:
-                context.outcome = "exact"
-                return Hit(entry)
+                return await self._hit(entry, request, context, choice)
         if asked.only_if_cached:
             # With no-cache as well nothing may answer, and nothing is sent upstream either.
-            return await self._cached_only(request, context, key, meaning if asked.lookup else None)
+            return await self._cached_only(request, context, choice, key, meaning if asked.lookup else None)
         if not asked.lookup or not asked.store:
             context.outcome = "miss" if asked.lookup else "bypass"
             context.detail = "" if asked.lookup else "no-cache"
-            return self._lead(request, context, route, key=key, meaning=meaning)
-        return self._coalesce(request, context, route, key, meaning, streams=streams)
+            return self._lead(request, context, route, choice, key=key, meaning=meaning)
+        return await self._coalesce(request, context, route, choice, key, meaning, streams=streams)
 
     # --- stages
 
-    def _coalesce(
-        self, request: Request, context: Context, route: Route, key: str, meaning: tuple[str, ...], *, streams: bool
+    async def _hit(self, entry: Entry, request: Request, context: Context, choice: Choice) -> Hit:
+        """An exact hit was screened when it was written; only what it masked has to be found again."""
+        context.outcome, context.acted = "exact", entry.acted
+        if not entry.masked:
+            return Hit(entry)
+        screened = await self.screens.request(request, context, choice)
+        return Hit(entry, screened.issued)
+
+    async def _coalesce(
+        self,
+        request: Request,
+        context: Context,
+        route: Route,
+        choice: Choice,
+        key: str,
+        meaning: tuple[str, ...],
+        *,
+        streams: bool,
     ) -> Hit | Flight:
         # The directives are part of what makes two requests the same: a follower never gets less than it asked for.
         together = _together(context, key, context.directives)
         flight = self._flights.joinable(together)
         if flight is not None and flight.entry is not None and fresh(flight.entry, context, self.exact.now()):
             # The answer is whole, its write is not: as good as written.
-            context.outcome = "exact"
-            return Hit(flight.entry)
+            return await self._hit(flight.entry, request, context, choice)
         if flight is None or flight.ended or (flight.streamed and not streams):
             context.outcome = "miss"
-            return self._lead(request, context, route, key=key, meaning=meaning, together=together)
+            return self._lead(request, context, route, choice, key=key, meaning=meaning, together=together)
         flight.join()
         context.outcome = "coalesced"
         self.metrics.coalesced.add(())
@@ -156,6 +176,7 @@ class Gateway:
         request: Request,
         context: Context,
         route: Route,
+        choice: Choice,
         *,
         key: str | None,
         meaning: tuple[str, ...],
@@ -166,7 +187,7 @@ class Gateway:
         flight.detail = context.detail
         flight.join()
         self.users += 1
-        fly = self._fly(request, context, flight, route, key, meaning, together)
+        fly = self._fly(request, context, flight, route, choice, key, meaning, together)
         self._flights.start(together, flight, fly, landed=self._left)
         return flight
 
@@ -176,6 +197,7 @@ class Gateway:
         context: Context,
         flight: Flight,
         route: Route,
+        choice: Choice,
         key: str | None,
         meaning: tuple[str, ...],
         together: Hashable | None,
@@ -186,8 +208,14 @@ class Gateway:
                 # Between the miss and the lead another flight, here or in another worker, may have landed.
                 entry = await self.exact.again(context, key)
                 if entry is not None:
+                    hit = await self._hit(entry, request, context, choice)
+                    flight.issued, flight.acted = dict(hit.issued), context.acted
                     self._land(flight, together, entry, hit="exact")
                     return
+
+            screened = await self.screens.request(request, context, choice)
+            request = screened.request
+            flight.issued, flight.acted = screened.issued, context.acted
 
             asking = None if key is None else self._question(request, context, flight, meaning)
             found = Found()
@@ -203,10 +231,12 @@ class Gateway:
 
             asked_at = self.exact.now()
             reservation = reserve(context)
-            completion = await self._called(request, context, flight, route, reservation)
+            completion, keepable = await self._called(request, context, flight, route, choice, reservation)
 
-            entry = self.exact.entry(context, key or "", completion, f"{flight.upstream}/{flight.upstream_model}")
-            if key is None or not asked.store or not self._may_keep(completion, request, context, route, flight):
+            led_to = f"{flight.upstream}/{flight.upstream_model}"
+            entry = self.exact.entry(context, key or "", completion, led_to, masked=bool(flight.issued))
+            keepable = keepable and screened.keepable and asked.store
+            if key is None or not keepable or not self._may_keep(completion, request, context, route, flight):
                 self._land(flight, together, entry)
                 return
             flight.finish(entry)
@@ -216,6 +246,7 @@ class Gateway:
                 if asking is not None and self.semantic is not None and found.detail != "degraded":
                     await self.semantic.keep(context, asking, found.vector, entry)
         except GatewayError as error:
+            flight.acted = context.acted
             flight.fail(error)
         except RecursionError:
             flight.fail(RequestError("the body is nested too deeply"))
@@ -230,10 +261,18 @@ class Gateway:
         flight.finish(entry)
 
     async def _called(
-        self, request: Request, context: Context, flight: Flight, route: Route, reservation: Reservation
-    ) -> Completion:
+        self,
+        request: Request,
+        context: Context,
+        flight: Flight,
+        route: Route,
+        choice: Choice,
+        reservation: Reservation,
+    ) -> tuple[Completion, bool]:
+        """The answer as it may be read, and whether every rule saw it."""
         usage = Usage()
         assembly = Assembly(request.operation)
+        said = assembly  # by the upstream, which is what is paid for
         try:
             reply = await call(request, context, flight, route, self.board)
             flight.headers = reply.headers
@@ -242,14 +281,27 @@ class Gateway:
             if isinstance(reply, Reply):
                 completion = await whole(reply.body, request)
                 usage = completion.usage
-                return completion
+                body, keepable = await self.screens.answer(completion.body, context, choice)
+                flight.acted = context.acted
+                if body is not completion.body:
+                    completion = msgspec.structs.replace(completion, body=body)
+                return completion, keepable
+            screen = self.screens.stream(choice)
             try:
-                await _collect(reply, assembly, flight)
+                if screen is None:
+                    keepable = True
+                    await _collect(reply, assembly, flight)
+                else:
+                    said = Assembly(request.operation)
+                    keepable = await _collect_screened(reply, said, assembly, flight, screen)
             finally:
                 await reply.close()
-                usage = assembly.usage or await estimated(request, assembly.text())
+                usage = said.usage or await estimated(request, said.text())
+                if screen is not None:
+                    self.screens.tell(context, screen.tally)
+                    flight.acted = context.acted
             flight.in_pieces = not assembly.adds_up
-            return assembly.completion(usage)
+            return assembly.completion(usage), keepable
         finally:
             # Also when the client hung up or the stream broke: what was generated is paid for.
             settle(reservation, usage, request, context, self.metrics)
@@ -266,16 +318,20 @@ class Gateway:
         fell_back = all((t.upstream, t.model) != (flight.upstream, flight.upstream_model) for t in route.targets)
         return not fell_back or context.endpoint.fallback_answers
 
-    async def _cached_only(self, request: Request, context: Context, key: str, meaning: tuple[str, ...] | None) -> Hit:
+    async def _cached_only(
+        self, request: Request, context: Context, choice: Choice, key: str, meaning: tuple[str, ...] | None
+    ) -> Hit:
         """`meaning` None: nothing is looked up."""
         asked = msgspec.structs.replace(context.directives, only_if_cached=False)
         under_way = self._flights.joinable(_together(context, key, asked))
         entry = None if under_way is None else under_way.entry
         if meaning is not None and entry is not None and fresh(entry, context, self.exact.now()):
-            context.outcome = "exact"
-            return Hit(entry)
+            return await self._hit(entry, request, context, choice)
         context.outcome = "miss"
         flight = Flight(streamed=False)
+        if meaning is not None and self.semantic is not None:
+            screened = await self.screens.request(request, context, choice)
+            request, flight.issued = screened.request, screened.issued
         asking = None if meaning is None else self._question(request, context, flight, meaning)
         context.detail = flight.detail
         if asking is not None and self.semantic is not None:
@@ -283,7 +339,7 @@ class Gateway:
             context.detail, context.similarity = found.detail, found.rejected
             if found.entry is not None and context.directives.mode == "semantic":
                 context.outcome, context.similarity = "semantic", found.similarity
-                return Hit(found.entry)
+                return Hit(found.entry, flight.issued)
             if found.entry is not None:
                 context.detail, context.shadow = "shadow", found.similarity
         raise NotCached("no cached answer, and the request said only-if-cached")
@@ -296,15 +352,17 @@ class Gateway:
             return None
         reason = not_semantic(request, max_temperature=context.endpoint.max_temperature)
         if reason is None:
-            asking = question(request.body, (*meaning, self.semantic.embedder.revision))
+            # Two questions that mask different values are different questions.
+            masked = sorted(flight.issued)
+            asking = question(request.body, (*meaning, self.semantic.embedder.revision, *masked))
             if asking is not None and asking.text.strip():
                 return asking
             reason = "not-text"
         flight.detail = reason
         return None
 
-    def _meaning(self, request: Request, context: Context, route: Route) -> tuple[str, ...]:
-        meaning = (request.operation, route.identity, context.endpoint.screening, *context.meaning)
+    def _meaning(self, request: Request, context: Context, route: Route, choice: Choice) -> tuple[str, ...]:
+        meaning = (request.operation, route.identity, choice.revision, *context.meaning)
         if request.beyond:
             beyond = msgspec.json.encode([request.dialect, request.beyond], order="deterministic")
             meaning = (*meaning, beyond.decode())
@@ -329,14 +387,46 @@ def _not_cached(request: Request, asked: Directives) -> str | None:
     return None
 
 
+async def _collect_screened(
+    stream: Begun, said: Assembly, assembly: Assembly, flight: Flight, screen: StreamedAnswer
+) -> bool:
+    """As `_collect`, with what rules let through; whether they all saw everything.
+
+    A block ends the answer where it stands; before the first chunk it is raised.
+    """
+    turns = 0
+    try:
+        async for chunk in stream:
+            said.add(chunk.fields)
+            async for released in screen.feed(chunk):
+                _push(released, assembly, flight)
+            turns += 1
+            if not turns % _CHUNKS_A_TURN:
+                await asyncio.sleep(0)
+        async for released in screen.end():
+            _push(released, assembly, flight)
+    except ContentBlocked:
+        if not flight.chunks:
+            raise
+        for closing in screen.closing():
+            _push(closing, assembly, flight)
+        return False
+    return screen.keepable
+
+
+def _push(chunk: Chunk, assembly: Assembly, flight: Flight) -> None:
+    payload, fields = chunk
+    assembly.add(fields)
+    bare = not fields.get("choices")
+    flight.push(
+        FlightChunk(payload, bare and isinstance(fields.get("usage"), dict), bare and "provider_event" in fields)
+    )
+
+
 async def _collect(stream: Begun, assembly: Assembly, flight: Flight) -> None:
     """Hands each chunk on as it arrives and adds it up."""
-    async for payload, fields in stream:
-        assembly.add(fields)
-        bare = not fields.get("choices")
-        flight.push(
-            FlightChunk(payload, bare and isinstance(fields.get("usage"), dict), bare and "provider_event" in fields)
-        )
+    async for chunk in stream:
+        _push(chunk, assembly, flight)
         if not len(flight.chunks) % _CHUNKS_A_TURN:
             # A fast upstream sends a thousand chunks in one piece, and taking the next of them never waits.
             await asyncio.sleep(0)
