@@ -165,6 +165,46 @@ def _models_build(options: argparse.Namespace) -> int:
     return 0
 
 
+def _guard_scan(options: argparse.Namespace) -> int:
+    from service import guard_scan
+    from service.policies import policies
+
+    settings = load(options.config, os.environ)
+    _warn(settings)
+    by_endpoint = policies(settings)
+    try:
+        issuing.check_endpoints([options.endpoint], set(by_endpoint))
+    except ValueError as error:
+        print(f"keepgate: {error}", file=sys.stderr)
+        return 1
+    try:
+        source = sys.stdin.buffer if options.file is None else options.file.open("rb")
+    except OSError as error:
+        print(f"keepgate: {options.file} cannot be read: {error.strerror}", file=sys.stderr)
+        return 1
+    with source:
+        return guard_scan.run(
+            source,
+            by_endpoint[options.endpoint],
+            endpoint=options.endpoint,
+            phase=options.phase,
+            as_json=options.json or not sys.stdout.isatty(),
+            out=sys.stdout,
+        )
+
+
+def _bench_guardrails(options: argparse.Namespace) -> int:
+    from service.bench import guardrails
+
+    return guardrails.main(
+        options.data,
+        guardrails.detectors_named(options.detectors, rules=options.rules),
+        kinds=options.kinds,
+        aliases=dict(options.alias),
+        json_to=options.json,
+    )
+
+
 def _row(key: VirtualKey) -> tuple[str, ...]:
     def listed(names: tuple[str, ...] | None) -> str:
         return "all" if names is None else ",".join(names)
@@ -241,6 +281,33 @@ def _parser() -> argparse.ArgumentParser:
     _takes_config(revoke)
     _takes_json(revoke)
 
+    guard = _group(commands, "guard", "what guardrails would do")
+    scan = _command(guard, "scan", _guard_scan, "show what the policies would do to a text, a request or a log of them")
+    scan.add_argument("file", nargs="?", type=Path, metavar="FILE", help="text, JSON or JSON Lines (default: stdin)")
+    scan.add_argument("--endpoint", default="default", metavar="NAME", help="whose policies (default: default)")
+    scan.add_argument(
+        "--phase", choices=("input", "output"), default="input", help="what goes upstream, or what comes back"
+    )
+    _takes_config(scan)
+    scan.add_argument(
+        "--json", action="store_true", help="machine-readable output, as always where stdout is no terminal"
+    )
+
+    bench = _group(commands, "bench", "benchmarks on your own data")
+    guards = _command(bench, "guardrails", _bench_guardrails, "how much detectors find in labelled texts")
+    guards.add_argument("--data", type=Path, required=True, metavar="DIR", help="labelled texts, in files *.jsonl")
+    guards.add_argument(
+        "--detectors", type=_names, default=("secrets", "pii"), metavar="NAMES", help="default: secrets,pii"
+    )
+    guards.add_argument("--kinds", type=_names, metavar="NAMES", help="only these count, for example email,iban")
+    guards.add_argument("--rules", type=Path, metavar="FILE", help="rules of `secrets`: a gitleaks configuration")
+    guards.add_argument(
+        "--alias", type=_renamed, action="append", default=[], metavar="THEIRS=OURS", help="what a kind is called here"
+    )
+    guards.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="machine-readable output, in FILE beside the table"
+    )
+
     models = _group(commands, "models", "embedding models on this machine")
     build = _command(models, "build", _models_build, "build the embedding model into the user's cache folder")
     build.add_argument("model", nargs="?", default="all-MiniLM-L6-v2", metavar="MODEL")
@@ -298,6 +365,20 @@ def _share(text: str) -> float:
     if amount > 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
     return amount
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of names")
+    return names
+
+
+def _renamed(text: str) -> tuple[str, str]:
+    theirs, equals, ours = text.partition("=")
+    if not (theirs and equals and ours):
+        raise argparse.ArgumentTypeError(f"{text!r} is not THEIRS=OURS")
+    return theirs.lower(), ours
 
 
 def _checked(check: Callable[[str], _T]) -> Callable[[str], _T]:
