@@ -20,6 +20,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, Strict, ValidationError
 
 from backends import registry
+from guardrails import registry as detectors
+from guardrails.policy import Condition, PolicyError
 from models.errors import ConfigError
 from models.request import Dialect
 
@@ -78,9 +80,17 @@ def _one_or_more(value: object) -> object:
 
 
 def _name(value: str) -> str:
+    return _named(value, "it is part of URLs")
+
+
+def _label(value: str) -> str:
+    return _named(value, "it is part of headers and metrics")
+
+
+def _named(value: str, reason: str) -> str:
     if not _NAME.fullmatch(value):
         raise ValueError(
-            "must be at most 100 letters, digits, '.', '_' or '-', the first a letter or a digit: it is part of URLs"
+            f"must be at most 100 letters, digits, '.', '_' or '-', the first a letter or a digit: {reason}"
         )
     return value
 
@@ -172,6 +182,8 @@ Period = Annotated[Duration, Field(gt=0)]
 Size = Annotated[int, BeforeValidator(_size)]
 Text = Annotated[str, AfterValidator(_text)]
 Name = Annotated[str, AfterValidator(_name)]
+Label = Annotated[str, AfterValidator(_label)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
 Secret = Annotated[SecretStr, AfterValidator(_secret)]
 File = Annotated[Path, AfterValidator(_file)]
 Url = Annotated[str, AfterValidator(_url)]
@@ -351,14 +363,32 @@ class EndpointSettings(_Section):
 
 
 class RuleSettings(_Section):
-    detect: Annotated[tuple[Text, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+    """`fail` None is `open` for `log` and else `closed`. `threshold` is the least confidence that counts, None the
+    detector's own. What follows `threshold` is for one detector each, `options` for those of third parties."""
+
+    detect: Texts
     on: Directions
     action: Literal["block", "redact", "mask", "log"]
+    name: Label | None = None
+    when: Text | None = None
+    sample: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    timeout: Period = 5.0
+    fail: Literal["open", "closed"] | None = None
+    dry_run: Boolean = False
+    send: Literal["masked", "original"] = "masked"
+    threshold: Share | None = None
     pattern: Text | None = None
+    group: Annotated[Integer, Field(ge=0, le=100)] = 0
+    rules: File | None = None
+    allow: Annotated[tuple[Text, ...], BeforeValidator(_one_or_more)] = ()
+    model: Text | None = None
+    entities: Texts | None = None
+    language: Text = "en"
+    options: dict[str, Any] = Field(default_factory=dict, repr=False)
 
 
 class GuardrailSettings(_Section):
-    name: Name
+    name: Label
     rules: tuple[RuleSettings, ...] = ()
 
 
@@ -442,8 +472,8 @@ _LATER = {
 def _not_in_this_version(settings: Settings) -> Iterator[tuple[str, str]]:
     """What the format has a place for and nothing does yet.
 
-    Refused rather than ignored: an operator who asks for a guardrail or a
-    limit must not believe it is kept. Whoever builds one deletes its lines.
+    Refused rather than ignored: an operator who asks for a limit must not
+    believe it is kept. Whoever builds one deletes its lines.
     """
     for path, seam, name in _implementations(settings):
         if name in _LATER[seam] and not _is_registered(seam, name):
@@ -453,10 +483,6 @@ def _not_in_this_version(settings: Settings) -> Iterator[tuple[str, str]]:
             yield f"endpoints.{at}.cache.max_wrong_hit_rate", "a certified limit; use threshold"
         if endpoint.cache.context != "full":
             yield f"endpoints.{at}.cache.context", f"{endpoint.cache.context}; use full"
-    used = {"default", *(name for endpoint in settings.endpoints for name in endpoint.guardrails or ())}
-    for at, policy in enumerate(settings.guardrails):
-        if policy.rules and policy.name in used:
-            yield f"guardrails.{at}.rules", f"no rule would be applied; leave the policy {policy.name!r} without rules"
 
 
 def _contradictions(
@@ -512,9 +538,12 @@ def _contradictions(
         for position, name in enumerate(endpoint.guardrails or ()):
             if name not in policies and "guardrails" not in doubtful:
                 yield f"endpoints.{at}.guardrails.{position}", f"no policy is named {name!r}{_nearest(name, policies)}"
+        for position in _repeated(endpoint.guardrails or ()):
+            yield f"endpoints.{at}.guardrails.{position}", "is the same as one before it"
     for at, policy in enumerate(settings.guardrails):
+        whole = f"guardrails.{at}" not in doubtful
         for position, rule in enumerate(policy.rules):
-            yield from _rule_contradictions(f"guardrails.{at}.rules.{position}", rule)
+            yield from _rule_contradictions(f"guardrails.{at}.rules.{position}", rule, whole=whole)
 
 
 def _upstream_contradictions(
@@ -643,11 +672,122 @@ def _unchecked_callers(settings: Settings) -> Iterator[tuple[str, str]]:
             )
 
 
-def _rule_contradictions(path: str, rule: RuleSettings) -> Iterator[tuple[str, str]]:
+# Keys that say something to one detector.
+_OF_DETECTORS = {
+    "pattern": "regex",
+    "group": "regex",
+    "rules": "secrets",
+    "allow": "secrets",
+    "model": "presidio",
+    "entities": "presidio",
+    "language": "presidio",
+}
+
+
+_HEARS = "prompt_injection looks at what users write, and what tools and documents bring"
+_UNHEARD = frozenset({"output", "tool_args"})
+_UNBOUNDED = (
+    "streamed answers wait for their end: what it matches has white space and no longest form, or is tied to an end of "
+    "the text or a line; bound it, as in {0,100}"
+)
+
+
+def _rule_contradictions(path: str, rule: RuleSettings, *, whole: bool) -> Iterator[tuple[str, str]]:
+    """Not `whole`: some of the policy could not be read, so nothing is missed."""
     if rule.action == "mask" and "output" in rule.on:
         yield f"{path}.action", "mask has nothing to restore on output: use redact, or take output out of `on`"
-    if ("regex" in rule.detect) != (rule.pattern is not None):
-        yield f"{path}.pattern", "is for `detect: regex`, which needs it"
+    of_file, problems = _secret_kinds(f"{path}.rules", rule.rules)
+    yield from problems
+    meanings = [detectors.meaning(word, secrets=of_file) for word in rule.detect]
+    used = {meaning.detector for meaning in meanings if meaning is not None}
+    for at, (word, meaning) in enumerate(zip(rule.detect, meanings, strict=True)):
+        place = f"{path}.detect" if len(rule.detect) == 1 else f"{path}.detect.{at}"
+        if meaning is None and not problems:
+            yield place, f"nothing is called {word!r}{_nearest_word(word, of_file)}"
+        elif word in rule.detect[:at]:
+            yield place, "is the same as one before it"
+        elif meaning is not None and (missing := detectors.not_installed(meaning.detector)) is not None:
+            yield place, f"{word} {missing}"
+        elif meaning is not None and meaning.detector not in detectors.BUILT_IN:
+            try:
+                detectors.class_of(meaning.detector)
+            except ConfigError as error:
+                yield place, str(error)
+    if None not in meanings:
+        for key in sorted(rule.model_fields_set & _OF_DETECTORS.keys(), key=list(_OF_DETECTORS).index):
+            if _OF_DETECTORS[key] not in used:
+                yield f"{path}.{key}", f"is for detect: {_OF_DETECTORS[key]}"
+        if rule.options and used <= detectors.BUILT_IN.keys():
+            yield f"{path}.options", "is for detectors of third parties"
+    if "regex" in used and rule.pattern is None and whole:
+        yield f"{path}.pattern", "is required with detect: regex"
+    elif "regex" in used and rule.pattern is not None:
+        try:
+            detectors.built("regex", pattern=rule.pattern, group=rule.group)
+        except detectors.CannotBuild as error:
+            yield f"{path}.{error.option}", str(error)
+    if rule.when is not None:
+        try:
+            Condition(rule.when)
+        except PolicyError as error:
+            yield f"{path}.when", str(error)
+    if "prompt_injection" in used and _UNHEARD.issuperset(rule.on):
+        yield f"{path}.on", f"must have input or tool_result: {_HEARS}"
+    if "prompt_injection" in used and rule.threshold == 0:
+        yield f"{path}.threshold", "must be greater than 0 with detect: prompt_injection"
+
+
+def _secret_kinds(path: str, file: Path | None) -> tuple[frozenset[str] | None, list[tuple[str, str]]]:
+    """What the rules of a file find, None without a file, and what is wrong with it."""
+    if file is None:
+        return None, []
+    problems = [*_missing_file(path, file)]
+    if problems:
+        return None, problems
+    try:
+        return frozenset(rule.kind for rule in detectors.rule_file(file).rules), []
+    except ConfigError as error:
+        return None, [(path, problem) for problem in error.problems]
+
+
+def _nearest_word(word: str, of_file: frozenset[str] | None) -> str:
+    known = sorted(detectors.words() | (of_file or frozenset()))
+    return (
+        _suggested(word.lower(), known) or f"; known: {', '.join(sorted(detectors.names()))}, and kinds such as email"
+    )
+
+
+def _rule_doubts(path: str, rule: RuleSettings) -> Iterator[tuple[str, str]]:
+    file = None if rule.rules is None else detectors.rule_file(rule.rules)
+    if file is not None:
+        yield from ((f"{path}.rules", note) for note in file.notes)
+    kinds = None if file is None else {one.kind for one in file.rules}
+    used = [meaning.detector for word in rule.detect if (meaning := detectors.meaning(word, secrets=kinds)) is not None]
+    gates = rule.action != "log" and not rule.dry_run
+    if rule.action == "mask" and not {"secrets", "detect_secrets"}.isdisjoint(used):
+        yield f"{path}.action", "secrets are redacted: what is masked comes back in the answer"
+    if "prompt_injection" in used and not _UNHEARD.isdisjoint(rule.on):
+        yield f"{path}.on", f"has no effect on {' and '.join(sorted(_UNHEARD.intersection(rule.on)))}: {_HEARS}"
+    if "hidden_text" in used and gates and "output" in rule.on:
+        yield f"{path}.on", "hidden_text also finds chat templates that an answer explains; on input it has its use"
+    classes = {name: detectors.class_of(name) for name in dict.fromkeys(used)}
+    if gates and "output" in rule.on:
+        for name, detector in classes.items():
+            if name == "regex":
+                if (
+                    rule.pattern is not None
+                    and detectors.built("regex", pattern=rule.pattern, group=rule.group).reach is None
+                ):
+                    yield f"{path}.pattern", _UNBOUNDED
+            elif name != "prompt_injection" and not _is_settled_early(detector):
+                yield f"{path}.on", f"streamed answers wait for their end: {name} looks at whole texts"
+    if rule.send == "original" and all(getattr(detector, "inline", False) is True for detector in classes.values()):
+        yield f"{path}.send", f"has no effect: {', '.join(classes)} always looks at the original"
+
+
+def _is_settled_early(detector: object) -> bool:
+    """Whether a stream need not end first. Of some it is not known before they are built."""
+    return getattr(detector, "inline", True) is True and getattr(detector, "reach", 0) is not None
 
 
 def _lies_in(where: str, items: frozenset[str]) -> bool:
@@ -681,6 +821,14 @@ def _doubts(settings: Settings) -> Iterator[tuple[str, str]]:
             yield f"endpoints.{at}.cache.threshold", f"has no effect with mode: {cache.mode}"
         if "replay_rate" in cache.model_fields_set and cache.replay == "instant":
             yield f"endpoints.{at}.cache.replay_rate", "has no effect with replay: instant"
+    applied = {name for endpoint in settings.endpoints for name in endpoint.guardrails or ()}
+    if any(endpoint.guardrails is None for endpoint in settings.endpoints):
+        applied.add("default")
+    for at, policy in enumerate(settings.guardrails):
+        if policy.name not in applied:
+            yield f"guardrails.{at}.name", f"no endpoint has the policy {policy.name!r}: it is not applied"
+        for position, rule in enumerate(policy.rules):
+            yield from _rule_doubts(f"guardrails.{at}.rules.{position}", rule)
 
 
 def _implementations(settings: Settings) -> Iterator[tuple[str, str, str]]:

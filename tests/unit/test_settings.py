@@ -441,6 +441,143 @@ def test_another_address_is_fine_where_keys_are_required(loaded: Loading) -> Non
 
 
 @pytest.mark.parametrize(
+    ("rule", "problem"),
+    [
+        ("detect: emial, on: input, action: log", "detect: nothing is called 'emial'; did you mean 'email'?"),
+        ("detect: [email, ssn], on: input, action: log", "detect.1: nothing is called 'ssn'; did you mean 'us_ssn'?"),
+        (
+            "detect: nonsense_word, on: input, action: log",
+            "detect: nothing is called 'nonsense_word'; known: detect_secrets, hidden_text,",
+        ),
+        ("detect: [email, email], on: input, action: log", "detect.1: is the same as one before it"),
+        ("detect: regex, on: input, action: log", "pattern: is required with detect: regex"),
+        ("detect: email, on: input, action: log, pattern: x", "pattern: is for detect: regex"),
+        ("detect: email, on: input, action: log, allow: x", "allow: is for detect: secrets"),
+        ("detect: email, on: input, action: log, entities: PERSON", "entities: is for detect: presidio"),
+        ("detect: email, on: input, action: log, options: {a: 1}", "options: is for detectors of third parties"),
+        (
+            "detect: regex, pattern: '(?=a)b', on: input, action: log",
+            "pattern: invalid perl operator: (?=: look-around is not supported.",
+        ),
+        ("detect: regex, pattern: 'a', group: 1, on: input, action: log", "pattern: it has no group 1, only 0"),
+        (
+            "detect: email, when: modle == 'x', on: input, action: log",
+            "when: knows no 'modle', only model, endpoint, key, headers",
+        ),
+        ("detect: email, when: model, on: input, action: log", "when: is neither true nor false"),
+        ("detect: email, sample: 0, on: input, action: log", "sample: must be greater than 0"),
+        ("detect: email, timeout: 0, on: input, action: log", "timeout: must be greater than 0"),
+        ("detect: email, fail: soft, on: input, action: log", "fail: must be one of: open, closed"),
+        ("detect: email, name: 'a b', on: input, action: log", "name: must be at most 100 letters, digits,"),
+        ("detect: secrets, rules: /no/rules.toml, on: input, action: log", "rules: there is no file /no/rules.toml"),
+        (
+            "detect: prompt_injection, on: output, action: log",
+            "on: must have input or tool_result: prompt_injection looks at",
+        ),
+        (
+            "detect: prompt_injection, threshold: 0, on: input, action: log",
+            "threshold: must be greater than 0 with detect: prompt_injection",
+        ),
+    ],
+)
+def test_a_rule_that_cannot_work_is_a_problem_at_its_key(problems: Refusing, rule: str, problem: str) -> None:
+    (found,) = problems(f"guardrails: [{{name: p, rules: [{{{rule}}}]}}]")
+
+    assert found.startswith(f"guardrails.0.rules.0.{problem}")
+
+
+def test_every_problem_of_a_file_of_rules_is_told_with_its_line(problems: Refusing, tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text('[[rules]]\nid = "a"\nregex = "("\n\n[[rules]]\nregex = "b"\n')
+
+    found = problems(
+        f"guardrails: [{{name: p, rules: [{{detect: secrets, rules: {tmp_path}/rules.toml, on: input, action: log}}]}}]"
+    )
+
+    assert found == [
+        f"guardrails.0.rules.0.rules: {tmp_path}/rules.toml:1: rule 'a': regex: missing ): (",
+        f"guardrails.0.rules.0.rules: {tmp_path}/rules.toml:5: a rule without an id",
+    ]
+
+
+def test_a_rule_that_cannot_be_read_is_not_said_to_lack_what_it_has(problems: Refusing) -> None:
+    found = problems("guardrails: [{name: p, rules: [{detect: regex, pattern: 5, on: input, action: log}]}]")
+
+    assert found == ["guardrails.0.rules.0.pattern: must be a string: put it in quotes"]
+
+
+def test_a_package_that_an_extra_brings_is_named(problems: Refusing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guardrails.registry.find_spec", lambda _: None)  # whether or not it is installed here
+
+    found = problems("guardrails: [{name: p, rules: [{detect: presidio, on: input, action: log}]}]")
+
+    assert found == ["guardrails.0.rules.0.detect: presidio is not installed: pip install 'keepgate[presidio]'"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "warning"),
+    [
+        ("detect: secrets, on: input, action: mask", "action: secrets are redacted: what is masked comes back"),
+        ("detect: prompt_injection, on: [input, output], action: log", "on: has no effect on output: prompt_injection"),
+        ("detect: hidden_text, on: output, action: block", "on: hidden_text also finds chat templates that an answer"),
+        (
+            "detect: regex, pattern: 'a .*b', on: output, action: block",
+            "pattern: streamed answers wait for their end: what it matches has white space and no longest form",
+        ),
+        (
+            "detect: regex, pattern: '^secret', on: output, action: redact",
+            "pattern: streamed answers wait for their end: what it matches has white space and no longest form",
+        ),
+        ("detect: email, send: original, on: input, action: log", "send: has no effect: pii always looks at the"),
+    ],
+)
+def test_a_rule_that_does_less_than_it_seems_is_doubted(loaded: Loading, rule: str, warning: str) -> None:
+    settings = loaded(
+        f"endpoints: [{{name: default, guardrails: [p]}}]\nguardrails: [{{name: p, rules: [{{{rule}}}]}}]"
+    )
+
+    (found,) = settings.warnings
+    assert found.startswith(f"guardrails.0.rules.0.{warning}")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "detect: [secrets, pii], on: [input, output], action: redact",
+        "detect: email, on: input, action: mask",
+        "detect: regex, pattern: 'PROJ-[0-9]{4}', on: output, action: block",
+        "detect: regex, pattern: 'a .*b', on: output, action: log",
+        "detect: prompt_injection, on: [input, tool_result], action: block",
+    ],
+)
+def test_an_ordinary_rule_is_not_doubted(loaded: Loading, rule: str) -> None:
+    settings = loaded(
+        f"endpoints: [{{name: default, guardrails: [p]}}]\nguardrails: [{{name: p, rules: [{{{rule}}}]}}]"
+    )
+
+    assert settings.warnings == ()
+
+
+def test_a_policy_that_no_endpoint_has_is_doubted(loaded: Loading) -> None:
+    settings = loaded(
+        "endpoints: [{name: default, guardrails: []}]\n"
+        "guardrails: [{name: default, rules: [{detect: email, on: input, action: log}]}]"
+    )
+
+    assert settings.warnings == ("guardrails.0.name: no endpoint has the policy 'default': it is not applied",)
+
+
+def test_what_is_left_out_of_a_file_of_rules_is_a_warning(loaded: Loading, tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text('[[rules]]\nid = "a"\nregex = "a_[a-z]{9}"\n[[rules]]\nid = "b"\npath = "x"\n')
+
+    settings = loaded(
+        "guardrails: [{name: default, rules: [{detect: secrets, on: input, action: log,"
+        f" rules: {tmp_path}/rules.toml}}]}}]"
+    )
+
+    assert settings.warnings == ("guardrails.0.rules.0.rules: rule 'b' looks at file names only: left out",)
+
+
+@pytest.mark.parametrize(
     ("text", "path"),
     [
         ("cache: {exact: {store: redis}}", "cache.exact.store"),
@@ -449,17 +586,6 @@ def test_another_address_is_fine_where_keys_are_required(loaded: Loading) -> Non
         ("upstreams: [{name: a, provider: bedrock}]", "upstreams.0.provider"),
         ("endpoints: [{name: a, cache: {max_wrong_hit_rate: 0.01}}]", "endpoints.0.cache.max_wrong_hit_rate"),
         ("endpoints: [{name: a, cache: {context: last-turn}}]", "endpoints.0.cache.context"),
-        (
-            "guardrails: [{name: default, rules: [{detect: email, on: [input], action: redact}]}]",
-            "guardrails.0.rules",
-        ),
-        (
-            """
-            endpoints: [{name: a, guardrails: [pii]}]
-            guardrails: [{name: pii, rules: [{detect: email, on: input, action: log}]}]
-            """,
-            "guardrails.0.rules",
-        ),
     ],
 )
 def test_what_is_not_built_yet_is_refused_and_never_ignored(problems: Refusing, text: str, path: str) -> None:
