@@ -35,6 +35,8 @@ from guardrails.expression import (
 
 try:
     import hyperscan
+
+    from guardrails import databases
 except ImportError:
     _HAS_HYPERSCAN = False
 else:
@@ -234,13 +236,12 @@ class _Database:
                 expressions[index] = for_hyperscan(known.node).encode(), flags
             except NotUnderstood:
                 continue
-        database = _compile_database(expressions)
-        if database is None:
-            expressions = {i: one for i, one in expressions.items() if _compile_database({i: one}) is not None}
-            database = _compile_database(expressions)
-        if database is None:
+        self._database = databases.database(expressions)
+        if self._database is None:
+            expressions = {i: one for i, one in expressions.items() if databases.database({i: one}) is not None}
+            self._database = databases.database(expressions)
+        if self._database is None:
             expressions = {}
-        self._database = database
         self.without = tuple(index for index in range(len(parsed)) if index not in expressions)
         self._local = threading.local()
 
@@ -442,18 +443,3 @@ def _moves(text: str) -> Callable[[int], int]:
         ends.append(size)
         moved.append(moved[-1] + len(special[0].encode()) - 1)
     return lambda offset: moved[bisect_right(ends, offset)]
-
-
-def _compile_database(expressions: dict[int, tuple[bytes, int]]) -> "hyperscan.Database | None":
-    if not expressions:
-        return None
-    database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
-    try:
-        database.compile(
-            expressions=[expression for expression, _ in expressions.values()],
-            ids=list(expressions),
-            flags=[flags for _, flags in expressions.values()],
-        )
-    except hyperscan.error:
-        return None
-    return database

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from guardrails import registry
@@ -20,12 +21,15 @@ DEFAULT = GuardrailSettings(
 )
 
 
-def policies(settings: Settings) -> Mapping[str, tuple[Policy, ...]]:
+def policies(settings: Settings, home: Path | None = None) -> Mapping[str, tuple[Policy, ...]]:
     """By endpoint, in the order they are applied. Detectors are shared with whoever has the same already.
 
-    Takes seconds where that is nobody: best in a thread. Policies that no
-    endpoint has are not built. Raises `ConfigError` with every problem.
+    Takes seconds where that is nobody: best in a thread. What is compiled is
+    kept under `home`, so that the next start has it. Policies that no endpoint
+    has are not built. Raises `ConfigError` with every problem.
     """
+    if home is not None:
+        registry.keep_compiled(home / "patterns")
     written = _written(settings)
     applied = {
         endpoint.name: (DEFAULT.name,) if endpoint.guardrails is None else endpoint.guardrails

@@ -209,3 +209,13 @@ def test_what_no_endpoint_has_is_not_built(settings: Reading, tmp_path: Path) ->
     )
 
     assert policies(read) == {"default": ()}
+
+
+def test_what_takes_long_to_compile_is_kept_under_the_folder_it_is_given(settings: Reading, tmp_path: Path) -> None:
+    databases = pytest.importorskip("guardrails.databases")
+    try:
+        policies(settings("endpoints: [{name: default, guardrails: []}]"), tmp_path)
+
+        assert databases._kept.folder == tmp_path / "patterns"
+    finally:
+        databases.keep_in(None)
