@@ -521,7 +521,7 @@ class _Answer:
         elif item.opaque:
             item.fields["encrypted_content"] = "".join(item.opaque)
         elif any(detail.keys() & {"signature", "data"} for detail in item.details.values()):
-            item.fields["encrypted_content"] = _sealed(list(item.details.values()))
+            item.fields["encrypted_content"] = _sealed(_joined(item.details))
         self._end(item.place, item.fields)
         self._item = None
 
@@ -716,18 +716,35 @@ def _annotation(annotation: dict[str, Any]) -> dict[str, Any]:
     return {"type": kind, **inner} if isinstance(inner, dict) else annotation
 
 
+_IN_PIECES = frozenset({"text", "summary", "data", "signature"})
+
+
 def _merge(details: dict[object, dict[str, Any]], key: object, piece: dict[str, Any]) -> None:
     """Pieces of one item have its index (docs/dialects.md)."""
     same = details.get(key) if isinstance(key, int) else None
     if same is None:
-        details[key if isinstance(key, int) else f"#{len(details)}"] = dict(piece)
+        details[key if isinstance(key, int) else f"#{len(details)}"] = {
+            name: [value] if name in _IN_PIECES and isinstance(value, str) else value for name, value in piece.items()
+        }
         return
     for name, value in piece.items():
         before = same.get(name)
-        if name in ("text", "summary", "data", "signature") and isinstance(value, str) and isinstance(before, str):
-            same[name] = before + value
+        if name in _IN_PIECES and isinstance(value, str) and isinstance(before, list):
+            before.append(value)
+        elif name in _IN_PIECES and isinstance(value, str):
+            same[name] = [value]
         elif value is not None:
             same[name] = value
+
+
+def _joined(details: dict[object, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            name: "".join(value) if name in _IN_PIECES and isinstance(value, list) else value
+            for name, value in detail.items()
+        }
+        for detail in details.values()
+    ]
 
 
 def _usage(usage: Any) -> dict[str, Any]:

@@ -208,6 +208,8 @@ async def _send_flight(exchange: Exchange, flight: Flight, request: Request, con
 async def _send_whole(
     exchange: Exchange, completion: Completion, request: Request, context: Context, headers: HeaderList
 ) -> None:
+    if request.replayed and request.dialect != "responses":  # which makes ids of its own
+        completion = replay.unlinked(completion)
     body = exchange.dialect.whole(completion, request)
     headers.append(_JSON)
     _clock_first_byte(context, exchange.record, headers)
@@ -255,6 +257,8 @@ async def _send_replay(
     exchange: Exchange, completion: Completion, request: Request, context: Context, headers: HeaderList
 ) -> None:
     encoder = await _begin_stream(exchange, request, context, headers)
+    if request.replayed and request.dialect != "responses":
+        completion = replay.unlinked(completion)
     whole: dict[str, Any] = msgspec.json.decode(completion.body)
     if not isinstance(whole.get("usage"), dict):
         whole["usage"] = assembly.usage_fields(completion.usage)
