@@ -103,10 +103,11 @@ $(STEPS)/node: requirements/node.txt $(STEPS)/venv
 	$(call install,--no-deps -r requirements/node.txt)
 	@touch $@
 
-# Where no npm registry can be reached their tests are skipped, but never in continuous integration.
+# Where no npm registry can be reached their tests are skipped, but never in continuous integration. Node trusts its own
+# list of authorities unless told to trust the machine's, as pip does.
 $(STEPS)/command-lines: tests/npm/.npmrc tests/npm/package.json tests/npm/package-lock.json $(STEPS)/node
 	@echo "Installing the command lines for tests"
 	@mkdir -p $(VENV)/npm
 	@cp tests/npm/.npmrc tests/npm/package.json tests/npm/package-lock.json $(VENV)/npm
-	@if (cd $(VENV)/npm && ../bin/npm ci --loglevel=error); then touch $@; \
+	@if (cd $(VENV)/npm && NODE_USE_SYSTEM_CA=1 ../bin/npm ci --loglevel=error); then touch $@; \
 		else echo "They could not be installed" >&2; test -z "$$CI"; fi

@@ -6,7 +6,7 @@ field in docs/dialects/gemini.md.
 
 import base64
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final, TypeVar
 
@@ -41,8 +41,12 @@ _OF_USAGE: Final = frozenset(
     {"promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount", "cachedContentTokenCount", "totalTokenCount"}
 )
 _OF_TEXT: Final = frozenset({"text", "thought", "thoughtSignature"})
+_TEXTS: Final = frozenset({"content", "reasoning_content"})
 _RANKS: Final = {name: rank for rank, name in enumerate(LAID_OUT)}
 _MOST_CANDIDATES: Final = 128
+# Every chunk repeats the answer's names, and some all that belongs to no part: about ten bytes come of one.
+_MOST_GROWTH: Final = 50
+_GROWTH_ALLOWED: Final = 1 << 20
 
 Fields = dict[str, Any]
 _T = TypeVar("_T")
@@ -91,6 +95,7 @@ class Decoder:
 
     def __init__(self, call: Call, *, created: int) -> None:
         self._answer = _Answer(call, "chat.completion.chunk", created)
+        self._read = self._told = 0  # bytes
 
     @property
     def complete(self) -> bool:
@@ -99,12 +104,19 @@ class Decoder:
     def feed(self, data: bytes) -> Sequence[Chunk]:
         broken = "had a chunk that is not the JSON it should be"
         event = _decoded(data, broken, erring="ended with an error")
+        self._read += len(data)
+        chunks = []
         try:
-            chunks = list(self._answer.chunks(event))
+            for fields in self._answer.chunks(event):
+                payload = msgspec.json.encode(fields)
+                self._told += len(payload)
+                if self._told > _MOST_GROWTH * self._read + _GROWTH_ALLOWED:
+                    raise Unreadable("had long names in it, to be repeated with every word")
+                chunks.append(Chunk(payload, fields))
         except _OtherShape:
             # No cause: it may quote the chunk.
             raise Unreadable(broken) from None
-        return [Chunk(msgspec.json.encode(chunk), chunk) for chunk in chunks]
+        return chunks
 
 
 class _OtherShape(Exception):
@@ -122,7 +134,11 @@ class _Answer:
         self._blocked = False
         self._usage: Fields | None = None
         self._counted: Fields | None = None  # the usage that was passed on
-        self._call = call
+        # Where the numbers of calls without an id go on.
+        self._calls_so_far = _calls_in(call.body.get("messages"))
+        self._wanted = call.body.get("n")
+        # Gemini cannot be told. Who takes one call at a time gets the first, and the model asks again for the others.
+        self._single = call.body.get("parallel_tool_calls") is False
 
     @property
     def complete(self) -> bool:
@@ -162,14 +178,8 @@ class _Answer:
             self._counted = self._usage
             yield {**self._framed([]), "usage": self._usage}
 
-    def calls_so_far(self) -> int:
-        """In the conversation: where the numbers of calls without an id go on."""
-        messages = self._call.body.get("messages")
-        turns = [message.get("tool_calls") for message in messages or () if isinstance(message, dict)]
-        return sum(len(calls) for calls in turns if isinstance(calls, list))
-
     def _all_here(self) -> bool:
-        wanted = self._call.body.get("n")
+        wanted = self._wanted
         return self.complete and (self._blocked or not isinstance(wanted, int) or len(self._candidates) >= wanted)
 
     def _read(self, reply: Fields) -> None:
@@ -191,7 +201,7 @@ class _Answer:
                 raise _OtherShape
             candidate = self._candidates.get(index)
             if candidate is None:
-                candidate = self._candidates[index] = _Candidate(self, index, self._call)
+                candidate = self._candidates[index] = _Candidate(index, self._calls_so_far, single=self._single)
             yield candidate, fields
 
     def _framed(self, choices: list[Fields]) -> Fields:
@@ -205,12 +215,11 @@ class _Answer:
 class _Candidate:
     """One candidate as it is read: how many calls and signatures it had, and what belongs to no part."""
 
-    def __init__(self, answer: _Answer, index: int, call: Call) -> None:
+    def __init__(self, index: int, calls_so_far: int, *, single: bool) -> None:
         self.finished = False
-        self._answer = answer
         self._index = index
-        # Gemini cannot be told. Who takes one call at a time gets the first, and the model asks again for the others.
-        self._single = call.body.get("parallel_tool_calls") is False
+        self._calls_so_far = calls_so_far
+        self._single = single
         self._begun = False
         self._calls = 0
         self._details = 0
@@ -218,17 +227,19 @@ class _Candidate:
         self._beyond: Fields = {}
 
     def whole(self, fields: Fields) -> Fields:
-        message: Fields = {"role": "assistant", "content": None}
+        said: dict[str, list[Any]] = {}
         layout: list[tuple[str, int]] = []
         for delta in self._deltas(fields):
-            for name, value in delta.items():
-                message[name] = value if message.get(name) is None else message[name] + value
+            for name, run in delta.items():
+                said.setdefault(name, []).extend(run)
                 if name not in _RANKS:
                     continue
+                size = sum(map(len, run)) if name in _TEXTS else len(run)
                 if layout and layout[-1][0] == name:
-                    layout[-1] = (name, layout[-1][1] + len(value))
+                    layout[-1] = (name, layout[-1][1] + size)
                 else:
-                    layout.append((name, len(value)))
+                    layout.append((name, size))
+        message: Fields = {"role": "assistant", "content": None, **_put_together(said)}
         if "tool_calls" in message:
             message["tool_calls"] = [{k: v for k, v in call.items() if k != "index"} for call in message["tool_calls"]]
         if not all(_RANKS[before] < _RANKS[after] for (before, _), (after, _) in pairwise(layout)):
@@ -245,7 +256,7 @@ class _Candidate:
         """What comes next in each of the chunks."""
         news = self._note(fields)
         logprobs = _logprobs(fields.get("logprobsResult"))
-        deltas = list(self._deltas(fields))
+        deltas = list(map(_put_together, self._deltas(fields)))
         if not deltas and logprobs is not None:
             deltas.append({})
         for delta in deltas:
@@ -278,23 +289,25 @@ class _Candidate:
             finish["provider_fields"] = {"dialect": "gemini", **self._beyond}
         return finish
 
-    def _deltas(self, fields: Fields) -> Iterator[Fields]:
-        """The parts, as few deltas as their order allows: in each reasoning, text, tool calls and other blocks."""
+    def _deltas(self, fields: Fields) -> Iterator[dict[str, list[Any]]]:
+        """The parts, as few deltas as their order allows: in each reasoning, text, tool calls and other blocks, every
+        field a list of pieces."""
         content = fields.get("content")
         parts = None if content is None else _of(dict, content).get("parts")
-        delta: Fields = {}
+        delta: dict[str, list[Any]] = {}
         rank = 0
         for part in _of(list, parts or []):
-            for name, value in self._pieces(_of(dict, part)):
+            for name, piece in self._pieces(_of(dict, part)):
                 if delta and _RANKS.get(name, 0) < rank:
                     yield delta
                     delta = {}
                 rank = _RANKS.get(name, 0)
-                if name == "reasoning_details" and value[0]["index"] == _last_index(delta):
-                    last = delta[name][-1]
-                    delta[name][-1] = {**last, **value[0], "text": last["text"] + value[0].get("text", "")}
+                run = delta.setdefault(name, [])
+                if name == "reasoning_details" and run and run[-1]["index"] == piece["index"]:
+                    run[-1]["text"] += piece.pop("text")
+                    run[-1] |= piece
                 else:
-                    delta[name] = delta[name] + value if name in delta else value
+                    run.append(piece)
         if delta:
             yield delta
 
@@ -310,7 +323,7 @@ class _Candidate:
                 yield from self._call(_of(dict, call), signature)
         elif part.keys() - _OF_TEXT:
             self._thinking = False
-            yield "provider_content", [{"dialect": "gemini", "block": part}]
+            yield "provider_content", {"dialect": "gemini", "block": part}
         elif part.get("thought"):
             yield from self._thought(_of(str, part.get("text", "")), signature)
         else:
@@ -320,30 +333,30 @@ class _Candidate:
                 yield "content", text
             if signature:
                 self._thinking = False
-                yield "reasoning_details", [self._detail("reasoning.encrypted", data=signature)]
+                yield "reasoning_details", self._detail("reasoning.encrypted", data=signature)
 
     def _thought(self, text: str, signature: str | None) -> Iterator[tuple[str, Any]]:
         if not text and not signature:
             return
         if not self._thinking:
             self._details += 1
-        detail: Fields = {"type": "reasoning.text", "index": self._details - 1, "format": FORMAT, "text": text}
+        detail: Fields = {"type": "reasoning.text", "index": self._details - 1, "format": FORMAT, "text": [text]}
         if signature:
             detail["signature"] = signature
         self._thinking = not signature
         if text:
             yield "reasoning_content", text
-        yield "reasoning_details", [detail]
+        yield "reasoning_details", detail
 
     def _call(self, call: Fields, signature: str | None) -> Iterator[tuple[str, Any]]:
         name, arguments = _of(str, call.get("name")), _of(dict, call.get("args") or {})
         index = self._calls
         self._calls += 1
-        call_id = _of(str, call.get("id") or f"call_{self._answer.calls_so_far() + index}")
+        call_id = _of(str, call.get("id") or f"call_{self._calls_so_far + index}")
         if signature:
-            yield "reasoning_details", [self._detail("reasoning.encrypted", data=signature, tool_call_id=call_id)]
+            yield "reasoning_details", self._detail("reasoning.encrypted", data=signature, tool_call_id=call_id)
         function = {"name": name, "arguments": msgspec.json.encode(arguments).decode()}
-        yield "tool_calls", [{"index": index, "id": call_id, "type": "function", "function": function}]
+        yield "tool_calls", {"index": index, "id": call_id, "type": "function", "function": function}
 
     def _detail(self, kind: str, **fields: str) -> Fields:
         self._details += 1
@@ -385,9 +398,17 @@ def _of(kind: type[_T], value: Any) -> _T:
     return value
 
 
-def _last_index(delta: Fields) -> int | None:
-    details = delta.get("reasoning_details")
-    return details[-1]["index"] if details else None
+def _put_together(said: Mapping[str, list[Any]]) -> Fields:
+    """Texts of their pieces, those of thoughts too."""
+    for detail in said.get("reasoning_details", ()):
+        if "text" in detail:
+            detail["text"] = "".join(detail["text"])
+    return {name: "".join(run) if name in _TEXTS else run for name, run in said.items()}
+
+
+def _calls_in(messages: Any) -> int:
+    turns = [message.get("tool_calls") for message in _of(list, messages or []) if isinstance(message, dict)]
+    return sum(len(calls) for calls in turns if isinstance(calls, list))
 
 
 def _block_reason(reply: Fields) -> str | None:

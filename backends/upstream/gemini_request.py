@@ -5,6 +5,7 @@ docs/dialects/gemini.md.
 """
 
 import base64
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
@@ -400,8 +401,6 @@ class _Translation:
                 raise _wrong(path, f"an object with a role: {', '.join(_OF_ROLE)}")
             if unknown := message.keys() - _OF_ROLE[role]:
                 self.dropped.extend(f"{path}.{name}" for name in sorted(unknown))
-            if role != "tool" and message.get("name") is not None:
-                self.refused.append(f"{path}.name")
             if role in ("system", "developer"):
                 system.extend(self._system(message, path))
                 continue
@@ -541,7 +540,7 @@ class _Translation:
                 case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(encoding)}}:
                     if not encoding.isalnum():
                         raise _wrong(f"{here}.input_audio.format", "a format such as wav or mp3")
-                    yield _inline(_MEDIA_TYPES.get(encoding, f"audio/{encoding}"), data)
+                    yield _inline(f"audio/{encoding}", data)
                     known = ("input_audio",)
                 case {"type": "file", "file": dict(file)}:
                     yield from self._file(file, f"{here}.file")
@@ -582,7 +581,7 @@ def _in_order(said: dict[str, Any], layout: Any) -> list[Part]:
     A signature that names no call is that of the text before it, or, with none before it, of the text after it.
     """
     parts: list[Part] = []
-    waiting: list[str] = []
+    waiting: deque[str] = deque()
     at = dict.fromkeys(LAID_OUT, 0)
     for name, count in _runs(said, layout):
         run = said[name][at[name] : at[name] + count]
@@ -597,7 +596,7 @@ def _in_order(said: dict[str, Any], layout: Any) -> list[Part]:
                     waiting.append(thought["thoughtSignature"])
         elif name == "content" and isinstance(run, str):
             if run:
-                parts.append({"text": run, **({"thoughtSignature": waiting.pop(0)} if waiting else {})})
+                parts.append({"text": run, **({"thoughtSignature": waiting.popleft()} if waiting else {})})
         else:
             parts.extend(run)
     parts.extend({"text": "", "thoughtSignature": signature} for signature in waiting)

@@ -151,28 +151,31 @@ def _as_function(tool: Json) -> Json:
 def _format(response_format: Any) -> Any:
     """Without `strict` where the API would refuse the schema for it: other dialects take properties as optional."""
     schema = response_format.get("json_schema") if isinstance(response_format, dict) else None
-    if not isinstance(schema, dict) or not schema.get("strict") or _is_strict(schema.get("schema")):
+    if not isinstance(schema, dict) or not schema.get("strict") or is_strict(schema.get("schema")):
         return response_format
     return {**response_format, "json_schema": {**schema, "strict": False}}
 
 
-def _is_strict(schema: Any) -> bool:
+def is_strict(schema: Any) -> bool:
     """Whether every object in it requires all its properties and allows no others.
 
     https://platform.openai.com/docs/guides/structured-outputs#supported-schemas
     """
-    if isinstance(schema, list):
-        return all(map(_is_strict, schema))
-    if not isinstance(schema, dict):
-        return True
-    properties = schema.get("properties")
-    if schema.get("type") == "object" or isinstance(properties, dict):
-        required = schema.get("required")
-        if schema.get("additionalProperties") is not False or not isinstance(required, list):
-            return False
-        if not set(properties or ()) <= {name for name in required if isinstance(name, str)}:
-            return False
-    return all(_is_strict(value) for value in schema.values())
+    waiting = [schema]  # nested as deeply as a client likes
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, list):
+            waiting += inner
+        elif isinstance(inner, dict):
+            properties = inner.get("properties") or {}
+            if inner.get("type") == "object" or isinstance(inner.get("properties"), dict):
+                required = inner.get("required")
+                if inner.get("additionalProperties") is not False or not isinstance(required, list):
+                    return False
+                if not isinstance(properties, dict) or properties.keys() - {n for n in required if isinstance(n, str)}:
+                    return False
+            waiting += inner.values()
+    return True
 
 
 def _without_foreign(message: Any, quirks: Quirks) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from backends.upstream.base import Call
+from backends.upstream.openai_request import is_strict
 from models.errors import Untranslatable
 
 FORMAT = "openai-responses-v1"
@@ -135,7 +136,7 @@ def translated(call: Call, *, stream: bool) -> tuple[bytes, tuple[str, ...]]:
         include.append("reasoning.encrypted_content")
     optional = {
         "max_output_tokens": limit,
-        "text": _text(body, lost),
+        "text": _text(call, lost),
         "tools": _tools(body.get("tools"), lost),
         "tool_choice": _tool_choice(body.get("tool_choice"), lost),
         "reasoning": reasoning,
@@ -167,7 +168,8 @@ def _reasoning(body: Mapping[str, Any], lost: _Lost) -> dict[str, str] | None:
     return reasoning or None
 
 
-def _text(body: Mapping[str, Any], lost: _Lost) -> dict[str, Any] | None:
+def _text(call: Call, lost: _Lost) -> dict[str, Any] | None:
+    body = call.body
     text: dict[str, Any] = {}
     match body.get("response_format"):
         case None | {"type": "text"}:
@@ -177,6 +179,8 @@ def _text(body: Mapping[str, Any], lost: _Lost) -> dict[str, Any] | None:
         case {"type": "json_schema", "json_schema": {"name": str(name), **rest}}:
             lost.drop_others(rest, frozenset({"schema", "strict", "description"}), "response_format.json_schema")
             said = {key: rest[key] for key in ("strict", "description") if rest.get(key) is not None}
+            if call.dialect != "openai" and said.get("strict") and not is_strict(rest.get("schema")):
+                said["strict"] = False  # other dialects hold an answer to schemas that this one refuses
             text["format"] = {"type": "json_schema", "name": name, "schema": rest.get("schema") or {}, **said}
         case _:
             lost.refused.append("response_format")

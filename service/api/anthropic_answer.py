@@ -313,7 +313,7 @@ class _Block:
         self.started = False
         self.deltas: list[Json] = []
         self.written: list[str] = []  # arguments of a call
-        self.signature = ""
+        self.signature: list[str] = []
         self.details: list[Json] = []
 
     @property
@@ -330,7 +330,8 @@ class _Block:
     def closing(self) -> list[Json]:
         if self.key == "foreign":
             return [{"type": "signature_delta", "signature": packed(self.details)}]
-        return [{"type": "signature_delta", "signature": self.signature}] if self.signature else []
+        signature = "".join(self.signature)
+        return [{"type": "signature_delta", "signature": signature}] if signature else []
 
 
 def _text(key: object) -> _Block:
@@ -472,7 +473,7 @@ class Stream:
                 block.content["data"] += _string(detail.get("data"))
                 continue
             block = self._last(key, _thinking)
-            block.signature += _string(detail.get("signature"))
+            block.signature.append(_string(detail.get("signature")))
             thought, text = _string(detail.get("text")) or text, ""  # they say the same
             if thought:
                 self._write(block, {"type": "thinking_delta", "thinking": thought})

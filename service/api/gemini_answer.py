@@ -4,6 +4,7 @@ https://ai.google.dev/api/generate-content#generatecontentresponse
 """
 
 from collections.abc import Iterator, Sequence
+from io import StringIO
 from typing import Any, Protocol
 
 import msgspec
@@ -71,6 +72,7 @@ _STATUS_NAMES = {
 }
 # Fields of a piece of reasoning that add up.
 _ADDED_TO = frozenset({"text", "summary", "data", "signature"})
+_LONGEST_NAME = 512
 _NO_ARGUMENTS = "the arguments of a function call are no JSON object"
 
 
@@ -89,6 +91,8 @@ def whole(completion: Completion, request: Request) -> bytes:
         parts += candidate.rest()
         if candidate.spoke or not _is_blocked(own):
             candidates.append(candidate.fields(_joined(parts), _index(choice, number)))
+    if not candidates and not _is_blocked(own):
+        candidates.append(_Candidate(thoughts=thoughts).fields([], 0))
     fields = {
         **own,
         **({"candidates": candidates} if candidates else {}),
@@ -165,8 +169,7 @@ class Stream:
 
     def end(self, completion: Completion) -> bytes:
         candidates = []
-        for index in sorted(self._candidates):
-            candidate = self._candidates[index]
+        for index, candidate in sorted(self._candidates.items()) or [(0, _Candidate(thoughts=self._thoughts))]:
             spoke = candidate.spoke
             parts = candidate.rest()
             if not parts and spoke:
@@ -186,8 +189,9 @@ class Stream:
 
     def _event(self, payload: bytes) -> bytes:
         chunk: dict[str, Any] = msgspec.json.decode(payload)
-        self._frame["modelVersion"] = _text(chunk.get("model")) or self._frame["modelVersion"]
-        self._frame["responseId"] = _text(chunk.get("id")) or self._frame["responseId"]
+        # Every event has them.
+        self._frame["modelVersion"] = _text(chunk.get("model"))[:_LONGEST_NAME] or self._frame["modelVersion"]
+        self._frame["responseId"] = _text(chunk.get("id"))[:_LONGEST_NAME] or self._frame["responseId"]
         self._own |= _own_fields(chunk)
         if isinstance(chunk.get("usage"), dict):
             self._usage = chunk["usage"]
@@ -223,8 +227,8 @@ class _Candidate:
         self._signature: str | None = None  # of the text that comes next
         self._calls: dict[int, dict[str, Any]] = {}
         self._call_signatures: dict[str, str] = {}
-        self._foreign: dict[Any, dict[str, Any]] = {}  # reasoning that another maker signed, by its index
-        self._calls_sent = -1  # the highest index
+        self._foreign: dict[int, dict[str, Any]] = {}  # reasoning that another maker signed, by its index
+        self._last_call = self._calls_sent = -1  # the highest index
         self._malformed = False
         self._refused = False
         self._reason: str | None = None
@@ -278,14 +282,14 @@ class _Candidate:
     def fields(self, parts: list[dict[str, Any]], index: int) -> dict[str, Any]:
         """The candidate of the last event, or of a whole answer. `rest` comes before."""
         fields: dict[str, Any] = {**self._own, "content": {"parts": parts, "role": "model"}}
-        reason = self._reason
+        # Who does not say why it ended has said it all, or nothing.
+        reason = self._reason or ("STOP" if self.spoke or self._malformed else "OTHER")
         if self._refused and reason == "STOP":
             reason = "SAFETY"
         elif self._malformed and reason == "STOP":
             reason = "MALFORMED_FUNCTION_CALL"
             fields["finishMessage"] = _NO_ARGUMENTS
-        if reason is not None:
-            fields["finishReason"] = reason
+        fields["finishReason"] = reason
         fields["index"] = index
         if self._logprobs and "logprobsResult" not in fields:
             fields |= _logprobs(self._logprobs)
@@ -342,12 +346,20 @@ class _Candidate:
             index = len(self._foreign)
         so_far = self._foreign.setdefault(index, {})
         for name, value in piece.items():
-            added = name in _ADDED_TO and isinstance(value, str) and isinstance(so_far.get(name), str)
-            so_far[name] = so_far[name] + value if added else value
+            if name not in _ADDED_TO or not isinstance(value, str):
+                so_far[name] = value
+                continue
+            text = so_far.get(name)
+            if not isinstance(text, StringIO):
+                text = so_far[name] = StringIO()
+            text.write(value)
 
     def _carried(self) -> str | None:
         """What another maker's model needs to go on from its call, for the client to bring back; once."""
-        details = list(self._foreign.values())
+        details = [
+            {name: value.getvalue() if isinstance(value, StringIO) else value for name, value in detail.items()}
+            for detail in self._foreign.values()
+        ]
         self._foreign = {}
         signed = any(detail.get("signature") or detail.get("data") for detail in details)
         return packed(details) if signed else None
@@ -356,11 +368,12 @@ class _Candidate:
         index = piece.get("index")
         if not isinstance(index, int) or index < 0:
             # Servers that give no index begin each call with an id.
-            index = max(self._calls, default=self._calls_sent + 1)
+            index = self._last_call if self._calls else self._calls_sent + 1
             if piece.get("id") and self._calls.get(index, {}).get("id"):
                 index += 1
         if index <= self._calls_sent:
             raise UpstreamError("the upstream went on with a tool call after it had said something else")
+        self._last_call = max(self._last_call, index)
         call = self._calls.setdefault(index, {"id": "", "name": "", "arguments": []})
         function = piece.get("function")
         function = function if isinstance(function, dict) else {}
@@ -438,18 +451,24 @@ def _runs(said: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _joined(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Texts of one kind that follow each other are one, up to its signature."""
     joined: list[dict[str, Any]] = []
-    for part in parts:
-        before = joined[-1] if joined else {}
+    texts: list[str] = []  # of the last one
+    for part in [*parts, {}]:
+        text = part.get("text")
+        last = joined[-1] if joined else {}
         if (
-            isinstance(part.get("text"), str)
-            and isinstance(before.get("text"), str)
-            and part.get("thought") == before.get("thought")
-            and "thoughtSignature" not in before
+            isinstance(text, str)
+            and texts
+            and part.get("thought") == last.get("thought")
+            and "thoughtSignature" not in last
         ):
-            joined[-1] = {**before, **part, "text": before["text"] + part["text"]}
-        else:
-            joined.append(part)
-    return joined
+            texts.append(text)
+            last |= {**part, "text": ""}
+            continue
+        if texts:
+            last["text"] = "".join(texts)
+        texts = [text] if isinstance(text, str) else []
+        joined.append({**part})
+    return joined[:-1]
 
 
 def _own_fields(holder: dict[str, Any]) -> dict[str, Any]:
@@ -539,7 +558,8 @@ def _text(value: Any) -> str:
     """A text, or the texts of a list of parts, which some compatible servers have for a content."""
     if isinstance(value, str):
         return value
-    return "".join(_text(part.get("text")) for part in _objects(value) if part.get("type") in ("text", None))
+    texts = (part.get("text") for part in _objects(value) if part.get("type") in ("text", None))
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:

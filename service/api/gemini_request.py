@@ -1,11 +1,11 @@
 """A Gemini request in the canonical form of docs/dialects.md.
 
-https://ai.google.dev/api/generate-content and https://ai.google.dev/api/caching#Content. The API reads protobuf's
-JSON: a field may be written in camelCase or snake_case, null is the same as absent, and a list of one may come
-without its brackets.
+https://ai.google.dev/api/generate-content and https://ai.google.dev/api/caching#Content. An upstream of this dialect
+is sent what the client wrote: whatever of it the canonical form does not give back is noted as beyond it, but for the
+few ways to say one thing that docs/dialects/gemini.md lists.
 """
 
-from collections.abc import Iterator
+from collections import deque
 from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +17,18 @@ from models.request import Request
 from service.api.body import json_object, model_name
 from service.api.carried import MARK, unpacked
 from service.api.dialect import Asked
+from service.api.gemini_schema import json_schema
+from service.api.gemini_values import (
+    base64_of,
+    count_of,
+    fields_of,
+    flag_of,
+    items_of,
+    mapping,
+    number_of,
+    text_of,
+    wrong,
+)
 from service.caching.replay import LAID_OUT
 
 SIGNATURE_FORMAT = "google-gemini-v1"
@@ -61,11 +73,23 @@ _HELD = ("text", "inlineData", "fileData", "functionCall", "functionResponse")
 _SIGNATURES = frozenset({"thoughtSignature", "thought_signature"})
 _BLOCKS = frozenset({"executableCode", "codeExecutionResult", "toolCall", "toolResponse"})
 _PART_NOTES = _HARMLESS_PART | _NEUTRAL_PART | _REFUSED_PART | {"thought", "thoughtSignature"}
+# The order of what a user's content holds in the canonical form; what only this API has comes last.
+_RANKS = {"functionResponse": 0, "text": 1, "inlineData": 1, "fileData": 1, None: 2}
 # What the audio formats of the canonical form are called, where that is not what their media type ends in.
 _AUDIO_FORMATS = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wav", "mp4": "m4a", "x-m4a": "m4a"}
 # What alone in a response is the response: a call's result is an object in this API, and any value in the others.
 _WRAPPERS = frozenset({"output", "result", "error"})
-_URL_SAFE = str.maketrans("-_", "+/")
+# What goes without saying of a file at an address that ends so.
+_ENDINGS = {
+    "gif": "image/gif",
+    "heic": "image/heic",
+    "heif": "image/heif",
+    "jpeg": "image/jpeg",
+    "jpg": "image/jpeg",
+    "pdf": "application/pdf",
+    "png": "image/png",
+    "webp": "image/webp",
+}
 # Addresses that only Google can read, or reads as what is behind them.
 _GOOGLE_HOSTS = ("generativelanguage.googleapis.com", "youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be")
 
@@ -81,7 +105,7 @@ def decode_count(raw: bytes, model: str) -> Request:
     native = json_object(raw)
     inner = native.get("generateContentRequest", native.get("generate_content_request"))
     if inner is not None:
-        native = _object(inner, "generateContentRequest")
+        native = fields_of(inner, "generateContentRequest")
     return _request(native, raw, Asked("chat", model, stream=False))
 
 
@@ -90,14 +114,14 @@ def _request(native: dict[str, Any], raw: bytes, asked: Asked) -> Request:
     losses = _Losses()
     try:
         body = {"model": model, **_body(native, losses)}
+        if losses.carried:
+            native = _without_carried(native)
+            raw = msgspec.json.encode(native)
     except RecursionError as error:
         raise RequestError("the body is nested too deeply") from error
     stream = bool(asked.stream)
     if stream:
         body["stream"] = True
-    if losses.carried:
-        native = _without_carried(native)
-        raw = msgspec.json.encode(native)
     return Request(
         operation="chat",
         model=model,
@@ -124,6 +148,7 @@ class _Losses:
         self.dropped: list[str] = []
 
     def harmless(self, path: str, value: Any) -> None:
+        """Without it the answer is as good, and may be another one."""
         self.beyond[path] = value
 
     def refuse(self, path: str, value: Any) -> None:
@@ -134,22 +159,32 @@ class _Losses:
         self.beyond[path] = value
         self.dropped.append(path)
 
+    def drop_others(self, fields: dict[str, Any], where: str, *known: str) -> None:
+        for name in fields:
+            if name not in known and fields[name] is not None:
+                self.drop(_path(where, name), fields[name])
+
+
+def _path(where: str, name: str) -> str:
+    """The path of a field that nobody knows: a name with dots in it must not pose as a path."""
+    return f"{where}.{name}" if name.isidentifier() else f"{where}[{msgspec.json.encode(name).decode()}]"
+
 
 def _body(native: dict[str, Any], losses: _Losses) -> dict[str, Any]:
-    fields = _object(native, "the body")
+    fields = fields_of(native, "the body")
     if "contents" not in fields:
         raise RequestError("contents is missing", param="contents")
     conversation = _Conversation(losses)
     if (instruction := fields.get("systemInstruction")) is not None:
         conversation.add_system(instruction)
-    for number, content in enumerate(_list(fields["contents"], "contents")):
+    for number, content in enumerate(items_of(fields["contents"], "contents")):
         conversation.add(content, f"contents[{number}]")
     body: dict[str, Any] = {"messages": conversation.messages()}
     if body["messages"] == [] or body["messages"][-1]["role"] == "system":
         raise RequestError("contents must be a list of at least one content", param="contents")
     for name, value in fields.items():
         if name == "generationConfig":
-            _add_config(body, _object(value, name), losses)
+            _add_config(body, fields_of(value, name), losses)
         elif name == "tools":
             _add_tools(body, value, losses)
         elif name == "safetySettings":
@@ -159,14 +194,14 @@ def _body(native: dict[str, Any], losses: _Losses) -> dict[str, Any]:
         elif name in _HARMLESS:
             losses.harmless(name, value)
         elif name not in _NEUTRAL and name not in ("contents", "systemInstruction", "toolConfig"):
-            losses.drop(name, value)
+            losses.drop(name if name.isidentifier() else _path("", name), value)
     if "toolConfig" in fields:
         _add_tool_config(body, fields["toolConfig"], losses)
     return body
 
 
 def _keep_safety_settings(value: Any, losses: _Losses) -> None:
-    settings = [_object(setting, "safetySettings") for setting in _list(value, "safetySettings")]
+    settings = [fields_of(setting, "safetySettings") for setting in items_of(value, "safetySettings")]
     thresholds = [setting.get("threshold") for setting in settings]
     lenient = all(isinstance(threshold, str | None) and threshold in _LENIENT for threshold in thresholds)
     if settings:
@@ -186,7 +221,10 @@ class _Conversation:
         self._turn: _ModelTurn | None = None
         self._ids: set[str] = set()
         self._calls = 0
-        self._unanswered: list[tuple[str, str]] = []  # the name and id of calls, the oldest first
+        self._free = 0  # no made-up id has this number or a higher one
+        # Those without a result, the oldest first; the ones that have it are left out when they are come across.
+        self._by_id: dict[str, deque[_Call]] = {}
+        self._by_name: dict[str, deque[_Call]] = {}
 
     def messages(self) -> list[dict[str, Any]]:
         self._end_turn()
@@ -195,11 +233,13 @@ class _Conversation:
     def add_system(self, content: Any) -> None:
         where = "systemInstruction"
         parts = []
+        if isinstance(content, dict):
+            self._losses.drop_others(content, where, "role", "parts")
         for number, part in enumerate(_parts(content, where)):
             path = f"{where}.parts[{number}]"
             if "text" not in part:
                 raise RequestError(f"{path} must be a text", param=path)
-            parts.append({"type": "text", "text": _string(part["text"], f"{path}.text")})
+            parts.append({"type": "text", "text": text_of(part["text"], f"{path}.text")})
             self._note(part, path, "text")
         if parts:
             self._messages.append({"role": "system", "content": _content(parts)})
@@ -208,9 +248,11 @@ class _Conversation:
         role = None
         if isinstance(content, dict):
             role = content.get("role")
-            for name, value in content.items():
-                if name not in ("role", "parts") and value is not None:
-                    self._losses.drop(f"{where}.{name}", value)
+            self._losses.drop_others(content, where, "role", "parts")
+        elif isinstance(content, str):
+            self._end_turn()
+            self._messages.append({"role": "user", "content": content})
+            return
         if role == "model":
             self._turn = self._turn or _ModelTurn()
             for number, part in enumerate(_parts(content, where)):
@@ -230,26 +272,30 @@ class _Conversation:
         """Results of calls come first: they answer the turn before."""
         parts: list[dict[str, Any]] = []
         blocks: list[dict[str, Any]] = []
-        answers = False
+        order: list[int] = []
         for number, part in enumerate(asked):
             path = f"{where}.parts[{number}]"
             kind = self._kind(part, path)
+            order.append(_RANKS.get(kind, 2))
+            if kind is None:
+                blocks.append(self._block(part, path))
+                continue
+            self._note(part, path, kind)
             if kind == "functionResponse":
-                answers = True
                 self._messages.append(self._tool_message(part[kind], f"{path}.{kind}"))
             elif kind == "text":
-                parts.append({"type": "text", "text": _string(part[kind], f"{path}.{kind}")})
+                parts.append({"type": "text", "text": text_of(part[kind], f"{path}.{kind}")})
             elif kind == "inlineData":
-                parts.append(_inline(part[kind], f"{path}.{kind}"))
+                parts.append(self._inline(part[kind], f"{path}.{kind}"))
             elif kind == "fileData":
                 parts.append(self._file(part[kind], f"{path}.{kind}"))
-            elif kind == "functionCall":
-                raise RequestError(f"{path}: only a model's content holds a functionCall", param=path)
             else:
-                blocks.append(self._block(part, path))
+                raise RequestError(f"{path}: only a model's content holds a functionCall", param=path)
         if not asked:
             raise RequestError(f"{where}.parts must be a list of at least one part", param=f"{where}.parts")
-        if parts or blocks or not answers:
+        if any(before > after for before, after in pairwise(order)):
+            self._losses.harmless(f"{where}.parts", order)
+        if any(order):
             message: dict[str, Any] = {"role": "user", "content": _content(parts)}
             if blocks:
                 message["provider_content"] = blocks
@@ -257,21 +303,24 @@ class _Conversation:
 
     def _add_said(self, turn: "_ModelTurn", part: dict[str, Any], path: str) -> None:
         kind = self._kind(part, path, signature_alone=True)
-        signature = part.get("thoughtSignature")
-        if signature is not None:
-            signature = _base64(signature, f"{path}.thoughtSignature")
         if kind == "text":
-            text = _string(part.get("text", ""), f"{path}.text")
-            if _boolean(part.get("thought", False), f"{path}.thought"):
+            self._note(part, path, kind, "thought", "thoughtSignature")
+            text = text_of(part.get("text", ""), f"{path}.text")
+            signature = _signature(part, path)
+            if flag_of(part.get("thought", False), f"{path}.thought"):
                 turn.add_thought(text, signature)
             else:
                 turn.add_text(text, signature)
         elif kind == "functionCall":
+            self._note(part, path, kind, "thoughtSignature")
+            signature = _signature(part, path)
             carried = None if signature is None else unpacked(signature)
             if carried is not None:
                 turn.add_carried(carried)
                 self._losses.carried, signature = True, None
-            turn.add_call(self._call(part[kind], f"{path}.{kind}"), signature)
+            twice = turn.add_call(self._call(part[kind], f"{path}.{kind}"), signature)
+            if twice and signature is not None:
+                self._losses.harmless(f"{path}.thoughtSignature", signature)
         elif kind == "functionResponse":
             raise RequestError(f"{path}: only a user's content holds a functionResponse", param=path)
         else:
@@ -279,14 +328,11 @@ class _Conversation:
 
     def _kind(self, part: dict[str, Any], path: str, *, signature_alone: bool = False) -> str | None:
         """The field that a part is about; None where only this API has it."""
-        kinds = [name for name in _HELD if name in part]
-        others = [name for name in part if name in _BLOCKS]
-        if len(kinds) + len(others) > 1:
-            both = " and ".join([*kinds, *others])
-            raise RequestError(f"{path} must be one thing, and is {both}", param=path)
-        if kinds or others:
-            self._note(part, path, *kinds, *others)
-            return kinds[0] if kinds else None
+        kinds = [name for name in part if name in _HELD or name in _BLOCKS]
+        if len(kinds) > 1:
+            raise RequestError(f"{path} must be one thing, and is {' and '.join(kinds)}", param=path)
+        if kinds:
+            return kinds[0] if kinds[0] in _HELD else None
         if signature_alone and "thoughtSignature" in part and part.keys() <= _PART_NOTES:
             return "text"
         if part.keys() <= _PART_NOTES:
@@ -298,12 +344,15 @@ class _Conversation:
         if len(part) == 1:
             return  # most are
         for name, value in part.items():
+            if name in read or name in _NEUTRAL_PART:
+                continue
             if name in _REFUSED_PART:
                 self._losses.refuse(f"{path}.{name}", value)
-            elif name in _HARMLESS_PART:
-                self._losses.harmless(f"{path}.{name}", value)
-            elif name not in _PART_NOTES and name not in read:
-                self._losses.drop(f"{path}.{name}", value)
+            elif name in _PART_NOTES:
+                if name != "thought" or value is not False:
+                    self._losses.harmless(f"{path}.{name}", value)
+            else:
+                self._losses.drop(_path(path, name), value)
 
     def _block(self, part: dict[str, Any], path: str) -> dict[str, Any]:
         name = next(name for name in part if name not in _PART_NOTES)
@@ -312,86 +361,134 @@ class _Conversation:
         return {"dialect": "gemini", "block": part}
 
     def _call(self, value: Any, where: str) -> dict[str, Any]:
-        call = _object(value, where)
-        name = _string(call.get("name"), f"{where}.name")
-        arguments = _object(call.get("args", {}), f"{where}.args", renamed=False)
+        call = fields_of(value, where)
+        name = text_of(call.get("name"), f"{where}.name")
+        arguments = mapping(call.get("args", {}), f"{where}.args")
         call_id = self._call_id(call.get("id"), where)
         for field, inner in call.items():
             if field not in ("id", "name", "args"):
-                self._losses.refuse(f"{where}.{field}", inner)
-        self._unanswered.append((name, call_id))
+                self._losses.refuse(_path(where, field), inner)
+        made = _Call(call_id, name)
+        self._by_id.setdefault(call_id, deque()).append(made)
+        self._by_name.setdefault(name, deque()).append(made)
         function = {"name": name, "arguments": msgspec.json.encode(arguments).decode()}
         return {"id": call_id, "type": "function", "function": function}
 
     def _call_id(self, given: Any, where: str) -> str:
-        """The id it has, or its number in the conversation."""
-        call_id = _string(given, f"{where}.id") if given else f"call_{self._calls}"
+        """The id it has, or its number in the conversation, or the next that is free."""
+        if given:
+            call_id = text_of(given, f"{where}.id")
+        else:
+            # Every number between that of a call and the highest made up is taken.
+            self._free = max(self._free, self._calls)
+            while (call_id := f"call_{self._free}") in self._ids:
+                self._free += 1
         self._calls += 1
-        taken = self._calls
-        while not given and call_id in self._ids:
-            call_id, taken = f"call_{taken}", taken + 1
         self._ids.add(call_id)
         return call_id
 
     def _tool_message(self, value: Any, where: str) -> dict[str, Any]:
-        result = _object(value, where)
-        name = _string(result.get("name", ""), f"{where}.name")
-        response = _object(result.get("response", {}), f"{where}.response", renamed=False)
-        given = _string(result.get("id") or "", f"{where}.id")
+        result = fields_of(value, where)
+        name = text_of(result.get("name", ""), f"{where}.name")
+        response = mapping(result.get("response", {}), f"{where}.response")
+        given = text_of(result.get("id") or "", f"{where}.id")
         parts = self._result_parts(result.get("parts", []), f"{where}.parts")
         for field, inner in result.items():
-            if field not in ("id", "name", "response", "parts") and inner is not False:
-                self._losses.refuse(f"{where}.{field}", inner)
-        message: dict[str, Any] = {"role": "tool", "tool_call_id": self._answered(given, name, where)}
+            if field not in ("id", "name", "response", "parts") and (field != "willContinue" or inner is not False):
+                self._losses.refuse(_path(where, field), inner)
+        call = self._answered(given, name)
+        if name != (call.name if call else ""):
+            self._losses.harmless(f"{where}.name", name)
+        # Its call may not be there, as in a conversation that was cut short.
+        call_id = call.id if call else given or self._call_id(None, where)
+        message: dict[str, Any] = {"role": "tool", "tool_call_id": call_id}
         wrapped = len(response) == 1 and next(iter(response)) in _WRAPPERS
         said = next(iter(response.values())) if wrapped else response
+        if wrapped and not _is_written_back(response):
+            self._losses.harmless(f"{where}.response", [*response, isinstance(said, str)])
         text = said if isinstance(said, str) else msgspec.json.encode(said).decode()
         message["content"] = [{"type": "text", "text": text}, *parts] if parts else text
         if wrapped and "error" in response:
             message["is_error"] = True
         return message
 
-    def _answered(self, given: str, name: str, where: str) -> str:
-        """The id of the call that a result belongs to: the one named, else the oldest of that function."""
-        for call in self._unanswered:
-            if call[1] == given or (not given and call[0] == name):
-                self._unanswered.remove(call)
-                return call[1]
-        # A result of a call that is not there, as in a conversation that was cut short.
-        return given or self._call_id(None, where)
+    def _answered(self, given: str, name: str) -> "_Call | None":
+        """The call that a result belongs to: the one named, else the oldest of that function."""
+        calls = self._by_id.get(given) if given else self._by_name.get(name)
+        while calls:
+            call = calls.popleft()
+            if not call.answered:
+                call.answered = True
+                return call
+        return None
 
     def _result_parts(self, value: Any, where: str) -> list[dict[str, Any]]:
         parts = []
-        for number, item in enumerate(_list(value, where)):
+        for number, item in enumerate(items_of(value, where)):
             path = f"{where}[{number}]"
-            part = _object(item, path)
-            if "inlineData" in part:
-                parts.append(_inline(part["inlineData"], f"{path}.inlineData"))
-            elif "fileData" in part:
-                parts.append(self._file(part["fileData"], f"{path}.fileData"))
-            else:
+            part = fields_of(item, path)
+            if ("inlineData" in part) == ("fileData" in part):
                 raise RequestError(f"{path} must have inlineData or fileData", param=path)
+            kind = "inlineData" if "inlineData" in part else "fileData"
+            parts.append((self._inline if kind == "inlineData" else self._file)(part[kind], f"{path}.{kind}"))
+            self._note(part, path, kind)
         return parts
 
+    def _inline(self, value: Any, where: str) -> dict[str, Any]:
+        blob = fields_of(value, where)
+        media_type = text_of(blob.get("mimeType"), f"{where}.mimeType")
+        encoded = base64_of(blob.get("data"), f"{where}.data")
+        name = text_of(blob.get("displayName", ""), f"{where}.displayName")
+        if len(blob) > 2:
+            self._losses.drop_others(blob, where, "mimeType", "data", "displayName")
+        if "," in media_type:
+            raise wrong(f"{where}.mimeType", "a media type")  # what is after it would be the data
+        kind, _, subtype = media_type.partition(";")[0].strip().lower().partition("/")
+        url = f"data:{media_type};base64,{encoded}"
+        if kind not in ("image", "audio"):
+            return {"type": "file", "file": {"file_data": url, **({"filename": name} if name else {})}}
+        if name:
+            self._losses.harmless(f"{where}.displayName", name)
+        if kind == "image":
+            return {"type": "image_url", "image_url": {"url": url}}
+        if ";" in media_type:
+            # Raw sound is another one at another rate.
+            self._losses.refuse(f"{where}.mimeType", media_type)
+        audio_format = _AUDIO_FORMATS.get(subtype, subtype)
+        return {"type": "input_audio", "input_audio": {"data": encoded, "format": audio_format}}
+
     def _file(self, value: Any, where: str) -> dict[str, Any]:
-        field = _object(value, where)
-        address = _string(field.get("fileUri"), f"{where}.fileUri")
-        media_type = _string(field.get("mimeType", ""), f"{where}.mimeType")
+        field = fields_of(value, where)
+        address = text_of(field.get("fileUri"), f"{where}.fileUri")
+        media_type = text_of(field.get("mimeType", ""), f"{where}.mimeType")
+        name = text_of(field.get("displayName", ""), f"{where}.displayName")
+        self._losses.drop_others(field, where, "fileUri", "mimeType", "displayName")
         try:
             url = urlsplit(address)
         except ValueError as error:
             raise RequestError(f"{where}.fileUri must be an address", param=f"{where}.fileUri") from error
+        if media_type and media_type != _ENDINGS.get(url.path.rpartition(".")[2].lower()):
+            self._losses.harmless(f"{where}.mimeType", media_type)
         if url.scheme not in ("http", "https") or url.hostname in _GOOGLE_HOSTS:
             self._losses.refuse(f"{where}.fileUri", address)
         elif media_type.startswith(("audio/", "video/")):
             self._losses.refuse(f"{where}.mimeType", media_type)
         elif media_type.startswith("image/"):
+            if name:
+                self._losses.harmless(f"{where}.displayName", name)
             return {"type": "image_url", "image_url": {"url": address}}
-        if media_type not in ("", "application/pdf"):
-            self._losses.harmless(f"{where}.mimeType", media_type)
-        name = field.get("displayName")
-        named = {"filename": _string(name, f"{where}.displayName")} if name else {}
-        return {"type": "file", "file": {"file_url": address, **named}}
+        return {"type": "file", "file": {"file_url": address, **({"filename": name} if name else {})}}
+
+
+class _Call:
+    """A call that a result may answer."""
+
+    __slots__ = ("answered", "id", "name")
+
+    def __init__(self, call_id: str, name: str) -> None:
+        self.id = call_id
+        self.name = name
+        self.answered = False
 
 
 class _ModelTurn:
@@ -404,6 +501,7 @@ class _ModelTurn:
         self._blocks: list[dict[str, Any]] = []
         self._details: list[dict[str, Any]] = []
         self._call_details: list[dict[str, Any]] = []  # they belong to calls, wherever those are
+        self._ids: set[str] = set()
         self._layout: list[list[Any]] = []
 
     def add_text(self, text: str, signature: str | None) -> None:
@@ -419,12 +517,16 @@ class _ModelTurn:
         self._details.append({"type": "reasoning.text", "format": SIGNATURE_FORMAT, "text": text, **signed})
         self._lay("reasoning_details", 1)
 
-    def add_call(self, call: dict[str, Any], signature: str | None) -> None:
+    def add_call(self, call: dict[str, Any], signature: str | None) -> bool:
+        """Whether there is one with its id, so that it is not known whose signature it is."""
+        twice = call["id"] in self._ids
+        self._ids.add(call["id"])
         self._calls.append(call)
         self._lay("tool_calls", 1)
         if signature is not None:
             detail = {"type": "reasoning.encrypted", "format": SIGNATURE_FORMAT, "data": signature}
             self._call_details.append({**detail, "tool_call_id": call["id"]})
+        return twice
 
     def add_carried(self, details: list[dict[str, Any]]) -> None:
         """What led another maker's model to the call that comes next. It comes before all else."""
@@ -470,8 +572,8 @@ def _parts(content: Any, where: str) -> list[dict[str, Any]]:
         raise RequestError(f"{where} must be a content: an object with parts", param=where)
     parts = content.get("parts")
     found = []
-    for number, part in enumerate(() if parts is None else _list(parts, f"{where}.parts")):
-        found.append({"text": part} if isinstance(part, str) else _object(part, f"{where}.parts[{number}]"))
+    for number, part in enumerate(() if parts is None else items_of(parts, f"{where}.parts")):
+        found.append({"text": part} if isinstance(part, str) else fields_of(part, f"{where}.parts[{number}]"))
     return found
 
 
@@ -482,19 +584,17 @@ def _content(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
     return parts or ""
 
 
-def _inline(value: Any, where: str) -> dict[str, Any]:
-    blob = _object(value, where)
-    media_type = _string(blob.get("mimeType"), f"{where}.mimeType")
-    encoded = _base64(blob.get("data"), f"{where}.data")
-    kind, _, subtype = media_type.partition(";")[0].strip().lower().partition("/")
-    if kind == "image":
-        return {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{encoded}"}}
-    if kind == "audio":
-        audio_format = _AUDIO_FORMATS.get(subtype, subtype)
-        return {"type": "input_audio", "input_audio": {"data": encoded, "format": audio_format}}
-    name = blob.get("displayName")
-    named = {"filename": _string(name, f"{where}.displayName")} if name else {}
-    return {"type": "file", "file": {"file_data": f"data:{media_type};base64,{encoded}", **named}}
+def _signature(part: dict[str, Any], path: str) -> str | None:
+    signature = part.get("thoughtSignature")
+    return None if signature is None else base64_of(signature, f"{path}.thoughtSignature")
+
+
+def _is_written_back(response: dict[str, Any]) -> bool:
+    """Whether this is how a Gemini target would be told the result: a text that reads as an object would become one."""
+    [(name, said)] = response.items()
+    if isinstance(said, str):
+        return name != "output" and not said.lstrip().startswith("{")
+    return name == "error" and isinstance(said, dict)
 
 
 # --- what else is asked
@@ -504,32 +604,38 @@ def _add_config(body: dict[str, Any], config: dict[str, Any], losses: _Losses) -
     for name, value in config.items():
         path = f"generationConfig.{name}"
         if name in _NUMBERS:
-            body[_NUMBERS[name]] = _number(value, path)
+            body[_NUMBERS[name]] = number_of(value, path)
         elif name in _INTEGERS:
-            body[_INTEGERS[name]] = _integer(value, path)
+            body[_INTEGERS[name]] = count_of(value, path)
         elif name == "candidateCount":
-            if (count := _integer(value, path)) != 1:
+            if (count := count_of(value, path)) != 1:
                 body["n"] = count
         elif name == "stopSequences":
-            if stops := [_string(stop, path) for stop in _list(value, path)]:
+            if stops := [text_of(stop, path) for stop in items_of(value, path)]:
                 body["stop"] = stops
         elif name == "responseLogprobs":
-            if _boolean(value, path):
+            if flag_of(value, path):
                 body["logprobs"] = True
                 if config.get("logprobs") is not None:
-                    body["top_logprobs"] = _integer(config["logprobs"], "generationConfig.logprobs")
+                    body["top_logprobs"] = count_of(config["logprobs"], "generationConfig.logprobs")
         elif name == "thinkingConfig":
-            _add_thinking(body, _object(value, path), losses)
+            _add_thinking(body, fields_of(value, path), losses)
         elif name == "responseModalities":
-            if any(modality not in ("TEXT", "text") for modality in _list(value, path)):
+            modalities = items_of(value, path)
+            if any(modality not in ("TEXT", "text") for modality in modalities):
                 losses.refuse(path, value)
+            elif modalities:
+                losses.harmless(path, value)  # some models would draw if they were not told
         elif name in _HARMLESS_CONFIG:
             losses.harmless(path, value)
         elif name in _REFUSED_CONFIG:
             if value is not False:
                 losses.refuse(path, value)
-        elif name not in ("logprobs", "responseMimeType", "responseSchema", "responseJsonSchema"):
-            losses.drop(path, value)
+        elif name == "logprobs":
+            if not config.get("responseLogprobs"):
+                losses.harmless(path, value)  # how many of none
+        elif name not in ("responseMimeType", "responseSchema", "responseJsonSchema"):
+            losses.drop(_path("generationConfig", name), value)
     _add_format(body, config, losses)
 
 
@@ -537,47 +643,54 @@ def _add_thinking(body: dict[str, Any], thinking: dict[str, Any], losses: _Losse
     for name, value in thinking.items():
         path = f"generationConfig.thinkingConfig.{name}"
         if name == "thinkingBudget":
-            body["reasoning_budget"] = _integer(value, path)
+            body["reasoning_budget"] = count_of(value, path)
         elif name == "thinkingLevel":
-            level = _string(value, path).lower()
+            level = text_of(value, path).lower()
             if level in _EFFORTS:
                 body["reasoning_effort"] = level
             elif level != "thinking_level_unspecified":
                 losses.refuse(path, value)
         elif name == "includeThoughts":
             # Not what is answered, but what is told of it: an answer got without them has none to show.
-            if _boolean(value, path):
+            if flag_of(value, path):
                 losses.harmless(path, value)
         else:
-            losses.drop(path, value)
+            losses.drop(_path("generationConfig.thinkingConfig", name), value)
 
 
 def _add_format(body: dict[str, Any], config: dict[str, Any], losses: _Losses) -> None:
-    media_type = _string(config.get("responseMimeType", ""), "generationConfig.responseMimeType")
-    schema = config.get("responseJsonSchema")
+    """Gemini holds an answer to its schema: `strict` goes without saying."""
+    mime_path, schema_path = "generationConfig.responseMimeType", "generationConfig.responseSchema"
+    media_type = text_of(config.get("responseMimeType", ""), mime_path)
+    schema, exact = config.get("responseJsonSchema"), "responseSchema" not in config
     if schema is not None:
-        schema = _object(schema, "generationConfig.responseJsonSchema", renamed=False)
-    elif config.get("responseSchema") is not None:
-        schema = json_schema(config["responseSchema"], "generationConfig.responseSchema")
+        schema = mapping(schema, "generationConfig.responseJsonSchema")
+    elif not exact:
+        schema, exact = json_schema(config["responseSchema"], schema_path)
+    if not exact:
+        losses.harmless(schema_path, config["responseSchema"])
     if media_type not in ("", "text/plain", "application/json"):
-        losses.refuse("generationConfig.responseMimeType", media_type)
+        losses.refuse(mime_path, media_type)
         if schema is not None:
-            losses.harmless("generationConfig.responseSchema", schema)
+            losses.harmless("generationConfig.responseJsonSchema", schema)
     elif schema is not None:
-        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+        if media_type != "application/json":
+            losses.harmless(mime_path, media_type)
+        wanted = {"name": "answer", "schema": schema, "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": wanted}
     elif media_type == "application/json":
         body["response_format"] = {"type": "json_object"}
 
 
 def _add_tools(body: dict[str, Any], value: Any, losses: _Losses) -> None:
     tools = []
-    for number, item in enumerate(_list(value, "tools")):
+    for number, item in enumerate(items_of(value, "tools")):
         where = f"tools[{number}]"
-        for name, inner in _object(item, where).items():
+        for name, inner in fields_of(item, where).items():
             if name != "functionDeclarations":
-                losses.refuse(f"{where}.{name}", inner)  # whatever it is, it is a tool
+                losses.refuse(_path(where, name), inner)  # whatever it is, it is a tool
                 continue
-            for place, declared in enumerate(_list(inner, f"{where}.{name}")):
+            for place, declared in enumerate(items_of(inner, f"{where}.{name}")):
                 tools.append(_function(declared, f"{where}.{name}[{place}]", losses))
     if tools:
         body["tools"] = tools
@@ -585,38 +698,41 @@ def _add_tools(body: dict[str, Any], value: Any, losses: _Losses) -> None:
 
 def _function(value: Any, where: str, losses: _Losses) -> dict[str, Any]:
     function: dict[str, Any] = {}
-    declared = _object(value, where)
-    function["name"] = _string(declared.get("name"), f"{where}.name")
+    declared = fields_of(value, where)
+    function["name"] = text_of(declared.get("name"), f"{where}.name")
     for name, inner in declared.items():
         path = f"{where}.{name}"
         if name == "description":
-            function[name] = _string(inner, path)
+            function[name] = text_of(inner, path)
         elif name == "parametersJsonSchema":
-            function["parameters"] = _object(inner, path, renamed=False)
+            function["parameters"] = mapping(inner, path)
         elif name == "parameters":
+            exact = False
             if declared.get("parametersJsonSchema") is None:
-                function[name] = json_schema(inner, path)
+                function[name], exact = json_schema(inner, path)
+            if not exact:
+                losses.harmless(path, inner)
         elif name in ("response", "responseJsonSchema"):
             losses.harmless(path, inner)  # what will come back; the model sees it when it does
         elif name == "behavior":
             if inner not in ("UNSPECIFIED", "BLOCKING"):
                 losses.refuse(path, inner)
         elif name != "name":
-            losses.drop(path, inner)
+            losses.drop(_path(where, name), inner)
     return {"type": "function", "function": function}
 
 
 def _add_tool_config(body: dict[str, Any], value: Any, losses: _Losses) -> None:
-    for name, inner in _object(value, "toolConfig").items():
+    for name, inner in fields_of(value, "toolConfig").items():
         path = f"toolConfig.{name}"
         if name == "functionCallingConfig":
-            _add_choice(body, _object(inner, path), path, losses)
+            _add_choice(body, fields_of(inner, path), path, losses)
         elif name == "retrievalConfig":
             losses.refuse(path, inner)
         elif name == "includeServerSideToolInvocations":
             losses.harmless(path, inner)  # of tools that would have been refused
         else:
-            losses.drop(path, inner)
+            losses.drop(_path("toolConfig", name), inner)
 
 
 def _add_choice(body: dict[str, Any], config: dict[str, Any], path: str, losses: _Losses) -> None:
@@ -624,168 +740,50 @@ def _add_choice(body: dict[str, Any], config: dict[str, Any], path: str, losses:
         if name == "streamFunctionCallArguments":
             losses.harmless(f"{path}.{name}", value)
         elif name not in ("mode", "allowedFunctionNames"):
-            losses.drop(f"{path}.{name}", value)
-    mode = _string(config.get("mode", "AUTO"), f"{path}.mode").upper()
-    listed = _list(config.get("allowedFunctionNames", []), f"{path}.allowedFunctionNames")
-    allowed = [_string(name, f"{path}.allowedFunctionNames") for name in listed]
-    if mode not in ("AUTO", "ANY", "NONE", "VALIDATED", "MODE_UNSPECIFIED"):
+            losses.drop(_path(path, name), value)
+    mode = text_of(config.get("mode", "AUTO"), f"{path}.mode").upper()
+    names_path = f"{path}.allowedFunctionNames"
+    allowed = [text_of(name, names_path) for name in items_of(config.get("allowedFunctionNames", []), names_path)]
+    usual = mode in ("AUTO", "MODE_UNSPECIFIED")
+    if not usual and mode not in ("ANY", "NONE", "VALIDATED"):
         losses.refuse(f"{path}.mode", mode)
-    if mode == "VALIDATED":
+    elif mode == "VALIDATED" or ("tools" not in body and not usual):
         losses.harmless(f"{path}.mode", mode)
-    if "tools" not in body or mode in ("AUTO", "MODE_UNSPECIFIED"):
+    if mode == "ANY" and len(allowed) == 1 and "tools" in body:
+        body["tool_choice"] = {"type": "function", "function": {"name": allowed[0]}}
+        return
+    if allowed:
+        losses.harmless(names_path, allowed)
+    if "tools" not in body or usual:
         return
     if mode == "NONE":
         body["tool_choice"] = "none"
-    elif mode == "ANY" and len(allowed) == 1:
-        body["tool_choice"] = {"type": "function", "function": {"name": allowed[0]}}
-    else:
-        if mode == "ANY":
-            body["tool_choice"] = "required"
-        if allowed:
-            # A choice among some is a choice among all where there are no others.
-            body["tools"] = [tool for tool in body["tools"] if tool["function"]["name"] in allowed]
-            if not body["tools"]:
-                where = f"{path}.allowedFunctionNames"
-                raise RequestError(f"{where} names no function that is declared", param=where)
+        return
+    if mode == "ANY":
+        body["tool_choice"] = "required"
+    if allowed:
+        # A choice among some is a choice among all where there are no others.
+        declared, names = body["tools"], frozenset(allowed)
+        body["tools"] = [tool for tool in declared if tool["function"]["name"] in names]
+        if not body["tools"]:
+            raise RequestError(f"{names_path} names no function that is declared", param=names_path)
+        if len(body["tools"]) < len(declared):
+            losses.harmless("tools", declared)
 
 
-# --- schemas
-
-_SCHEMA_COUNTS = frozenset({"minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"})
-
-
-def json_schema(value: Any, where: str) -> dict[str, Any]:
-    """The API's own kind of schema, OpenAPI 3.0 with types in capitals, as JSON Schema.
-
-    https://ai.google.dev/api/caching#Schema
-    """
-    fields = _object(value, where)
-    schema: dict[str, Any] = {}
-    for name, inner in fields.items():
-        path = f"{where}.{name}"
-        if name == "type":
-            kinds = [_string(kind, path).lower() for kind in _list(inner, path)]
-            if "type_unspecified" not in kinds:
-                schema[name] = kinds if isinstance(inner, list) else kinds[0]
-        elif name == "properties":
-            properties = _object(inner, path, renamed=False)
-            schema[name] = {
-                key: json_schema(properties[key], f"{path}.{key}")
-                for key in _ordered(properties, fields.get("propertyOrdering"), where)
-            }
-        elif name == "items" or (name == "additionalProperties" and not isinstance(inner, bool)):
-            schema[name] = json_schema(inner, path)
-        elif name == "anyOf":
-            schema[name] = [json_schema(item, f"{path}[{i}]") for i, item in enumerate(_list(inner, path))]
-        elif name in ("defs", "$defs"):
-            definitions = _object(inner, path, renamed=False)
-            schema["$defs"] = {key: json_schema(item, f"{path}.{key}") for key, item in definitions.items()}
-        elif name in ("ref", "$ref"):
-            schema["$ref"] = _string(inner, path).replace("#/defs/", "#/$defs/")
-        elif name in _SCHEMA_COUNTS:
-            schema[name] = _integer(inner, path)
-        elif name in ("minimum", "maximum"):
-            schema[name] = _number(inner, path)
-        elif name == "example":
-            schema["examples"] = [inner]
-        elif name not in ("nullable", "propertyOrdering") and (name, inner) != ("format", "enum"):
-            schema[name] = inner
-    if "nullable" in fields and _boolean(fields["nullable"], f"{where}.nullable"):
-        _allow_null(schema)
-    return schema
-
-
-def _ordered(properties: dict[str, Any], ordering: Any, where: str) -> Iterator[str]:
-    """Where order matters to a model, it is that of the properties themselves."""
-    if ordering is None:
-        return iter(properties)
-    path = f"{where}.propertyOrdering"
-    named = dict.fromkeys(_string(name, path) for name in _list(ordering, path))
-    return iter([*(name for name in named if name in properties), *(name for name in properties if name not in named)])
-
-
-def _allow_null(schema: dict[str, Any]) -> None:
-    kinds = schema.get("type")
-    if isinstance(kinds, str):
-        schema["type"] = [kinds, "null"]
-    elif isinstance(schema.get("anyOf"), list):
-        schema["anyOf"].append({"type": "null"})
-    if isinstance(schema.get("enum"), list):
-        schema["enum"] = [*schema["enum"], None]
-
-
-# --- values
-
-
-def _object(value: Any, where: str, *, renamed: bool = True) -> dict[str, Any]:
-    """A message's fields in camelCase, without those that are null. `renamed=False`: the names are the caller's own."""
-    if not isinstance(value, dict):
-        raise RequestError(f"{where} must be an object", param=where)
-    if not renamed or not any(inner is None or "_" in name for name, inner in value.items()):
-        return value
-    fields: dict[str, Any] = {}
-    for name, inner in value.items():
-        if inner is None:
-            continue
-        known = _camel(name) if "_" in name else name
-        if known in fields:
-            raise RequestError(f"{where} has {known} twice", param=where)
-        fields[known] = inner
-    return fields
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.strip("_").split("_")
-    return first + "".join(word[:1].upper() + word[1:] for word in rest)
-
-
-def _list(value: Any, where: str) -> list[Any]:
-    if isinstance(value, list):
-        return value
-    if isinstance(value, dict | str):
-        return [value]
-    raise RequestError(f"{where} must be a list", param=where)
-
-
-def _string(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise RequestError(f"{where} must be a string", param=where)
-    return value
-
-
-def _boolean(value: Any, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise RequestError(f"{where} must be true or false", param=where)
-    return value
-
-
-def _number(value: Any, where: str) -> int | float:
-    """A whole number is an integer: the SDKs of this API make 0 to 0.0, and those of others do not."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RequestError(f"{where} must be a number", param=where)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _integer(value: Any, where: str) -> int:
-    """Protobuf's JSON writes 64-bit integers as strings, and reads 40.0 as 40."""
-    if isinstance(value, str) and len(value) < 20 and value.removeprefix("-").isdecimal() and value.isascii():
-        return int(value)
-    number = None if isinstance(value, str) else _number(value, where)
-    if not isinstance(number, int):
-        raise RequestError(f"{where} must be a whole number", param=where)
-    return number
+# --- signatures of this gateway's own
 
 
 def _without_carried(native: dict[str, Any]) -> dict[str, Any]:
     """Without the signatures that this gateway wrote. It was read before: its shape is known."""
     contents = []
-    for content in _list(native["contents"], "contents"):
+    for content in items_of(native["contents"], "contents"):
         if isinstance(content, dict) and content.get("parts") is not None:
             parts = [
                 {name: value for name, value in part.items() if not (name in _SIGNATURES and _is_carried(value))}
                 if isinstance(part, dict)
                 else part
-                for part in _list(content["parts"], "parts")
+                for part in items_of(content["parts"], "parts")
             ]
             contents.append({**content, "parts": parts})
         else:
@@ -795,11 +793,3 @@ def _without_carried(native: dict[str, Any]) -> dict[str, Any]:
 
 def _is_carried(signature: Any) -> bool:
     return isinstance(signature, str) and signature.startswith(MARK)
-
-
-def _base64(value: Any, where: str) -> str:
-    """In the alphabet of `data:` URLs, and padded; the SDK writes the URL-safe one."""
-    encoded = _string(value, where)
-    if "-" in encoded or "_" in encoded:
-        encoded = encoded.translate(_URL_SAFE)
-    return encoded + "=" * (-len(encoded) % 4)

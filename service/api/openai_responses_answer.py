@@ -8,8 +8,9 @@ https://platform.openai.com/docs/api-reference/responses-streaming
 
 import base64
 import binascii
+import secrets
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 import msgspec
@@ -24,6 +25,10 @@ from service.caching import assembly, replay
 FORMAT = "openai-responses-v1"  # of reasoning that this API reads
 # What stands in `encrypted_content` for reasoning that another API signed, so that the client brings it back.
 _SEAL = "keepgate-1."
+# How ids that were made here go on after `resp_`, `msg_` and the like. No provider keeps anything under them.
+_OURS = "kg_"
+# Fields of items, events and annotations whose value is the id of something that a provider keeps.
+_KEPT_BY_ID = frozenset({"id", "item_id", "container_id"})
 
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 # Fields of a Response that repeat the request, and what they are where it has none.
@@ -60,6 +65,10 @@ def unsealed(opaque: str) -> list[dict[str, Any]] | None:
     return details
 
 
+def is_ours(given: object) -> bool:
+    return isinstance(given, str) and _OURS in given and given.partition("_")[2].startswith(_OURS)
+
+
 def _sealed(details: list[dict[str, Any]]) -> str:
     return _SEAL + base64.urlsafe_b64encode(msgspec.json.encode(details)).decode()
 
@@ -67,7 +76,7 @@ def _sealed(details: list[dict[str, Any]]) -> str:
 def whole(completion: Completion, request: Request) -> bytes:
     """The body of a 200."""
     reply: dict[str, Any] = msgspec.json.decode(completion.body)
-    answer = _Answer(request.native or {})
+    answer = _Answer(request.native or {}, replayed=request.replayed)
     answer.open(reply)
     choice = _first(reply)
     message = choice.get("message")
@@ -97,7 +106,7 @@ class _Stream:
             for name in ("tools", "instructions")
             if native.get(name) is not None
         }
-        self._answer = _Answer(native, echo=once)
+        self._answer = _Answer(native, echo=once, replayed=request.replayed)
         self._usage: Any = None
         self._ending: dict[str, Any] = {}
 
@@ -189,6 +198,7 @@ class _Item:
     def __init__(self, place: int, fields: dict[str, Any]) -> None:
         self.place = place
         self.fields = fields
+        self.given: str | None = None  # the provider's id for it
         self.part: _Part | None = None
         self.own = True  # reasoning that this API signed, or a message
         self.opaque: list[str] = []
@@ -208,11 +218,17 @@ class _Call:
 
 
 class _Answer:
-    """Takes the deltas of the one choice there is. `events` are those not yet sent."""
+    """Takes the deltas of the one choice there is. `events` are those not yet sent.
 
-    def __init__(self, native: dict[str, Any], echo: dict[str, Any] | None = None) -> None:
+    Of an answer that is `replayed` all ids are new. Under its own ones the provider keeps what was asked by the
+    client it was first given to.
+    """
+
+    def __init__(self, native: dict[str, Any], *, replayed: bool, echo: dict[str, Any] | None = None) -> None:
         self.events: list[dict[str, Any]] = []
         self.opened = False
+        self._replayed = replayed
+        self._renamed: dict[str, str] = {}  # ids that a replay has others for
         self._native = native
         self._echo = echo or {}
         self._tools = {tool.called: tool for tool in offered(native) if tool.called is not None}
@@ -235,12 +251,12 @@ class _Answer:
     def open(self, frame: dict[str, Any]) -> None:
         """`frame` is the answer, or its first chunk."""
         self.opened = True
-        given = frame.get("id")
+        given = secrets.token_hex(12) if self._replayed else frame.get("id")
         kept = "".join(c for c in given if c.isascii() and (c.isalnum() or c in "-_")) if isinstance(given, str) else ""
         self._base = kept.removeprefix("chatcmpl-").removeprefix("resp_")[:48] or "0"
         created, model = frame.get("created"), frame.get("model")
         self._frame = {
-            "id": kept if kept.startswith("resp_") else f"resp_{self._base}",
+            "id": kept if kept.startswith("resp_") else f"resp_{_OURS}{self._base}",
             "object": "response",
             "created_at": created if isinstance(created, int | float) else 0,
             "model": model if isinstance(model, str) else str(self._native.get("model", "")),
@@ -255,6 +271,8 @@ class _Answer:
         conversation = self._native.get("conversation")
         if conversation is not None:
             said["conversation"] = {"id": conversation} if isinstance(conversation, str) else conversation
+        if self._replayed and "store" in said:
+            said["store"] = False
         self._frame |= echo | said | self._echo
         self.emit("response.created", response=self.response("in_progress"))
         self.emit("response.in_progress", response=self.response("in_progress"))
@@ -279,7 +297,7 @@ class _Answer:
 
     def add(self, delta: dict[str, Any]) -> None:
         if isinstance(annotations := delta.get("annotations"), list):
-            self._annotations += map(_annotation, filter(_is_object, annotations))
+            self._annotations += [self._own(_annotation(one)) for one in filter(_is_object, annotations)]
         if isinstance(begun := delta.get("content_items"), list):
             self._messages += [(_count(item.get("offset")), item) for item in filter(_is_object, begun)]
         details = delta.get("reasoning_details")
@@ -311,6 +329,7 @@ class _Answer:
         if not isinstance(kind, str):
             return
         self._close_item("completed")
+        data = self._own(data)
         item = data.get("item")
         item_id = item.get("id") if isinstance(item, dict) else data.get("item_id")
         fields = {name: value for name, value in data.items() if name not in ("type", "sequence_number")}
@@ -355,17 +374,34 @@ class _Answer:
         self._output[place] = fields
         self.emit("response.output_item.done", output_index=place, item=fields)
 
-    def _name(self, prefix: str) -> str:
-        return f"{prefix}_{self._base}_{len(self._output)}"
+    def _name(self, prefix: str, given: Any = None) -> str:
+        """The provider's id for an item, or one made here."""
+        if isinstance(given, str) and given and not self._replayed:
+            return given
+        return f"{prefix}_{_OURS}{self._base}_{len(self._output)}"
+
+    def _own(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """What came from the provider; of a replay with ids of ours, the same ones wherever they stand."""
+        return _with(fields, self._rename) if self._replayed else fields
+
+    def _rename(self, given: str) -> str:
+        renamed = self._renamed.get(given)
+        if renamed is None:
+            kind = given.partition("_")[0]
+            kind = kind if kind.isascii() and kind.isalnum() and len(kind) < 9 else "item"
+            renamed = self._renamed[given] = f"{kind}_{_OURS}{self._base}_r{len(self._renamed)}"
+        return renamed
 
     def _speak(self, text: str) -> None:
         """Adds to the content, which goes on in another message where one is known to begin."""
-        while text:
+        at = 0
+        while at < len(text):
             item = self._message()
-            room = self._messages[0][0] - self._said if self._messages else len(text)
-            self._say(item, "output_text", text[:room], key="")
-            self._said += len(text[:room])
-            text = text[room:]
+            end = at + self._messages[0][0] - self._said if self._messages else len(text)
+            piece = text[at:end]
+            self._say(item, "output_text", piece, key="")
+            self._said += len(piece)
+            at = end
 
     def _message(self) -> _Item:
         due = bool(self._messages) and self._messages[0][0] <= self._said
@@ -375,7 +411,7 @@ class _Answer:
             while self._messages and self._messages[0][0] <= self._said:
                 named = self._messages.popleft()[1]
             given, phase = named.get("id"), named.get("phase")
-            fields = {"id": given if isinstance(given, str) and given else self._name("msg"), "type": "message"}
+            fields = {"id": self._name("msg", given), "type": "message"}
             fields |= {"status": "in_progress", "role": "assistant"}
             if isinstance(phase, str):
                 fields["phase"] = phase
@@ -389,11 +425,12 @@ class _Answer:
             item is None
             or item.fields["type"] != "reasoning"
             or (own is not None and own != item.own)
-            or (given is not None and given != item.fields["id"])
+            or (given is not None and given != item.given)
         ):
             self._close_item("completed")
-            fields: dict[str, Any] = {"id": given or self._name("rs"), "type": "reasoning", "summary": []}
+            fields: dict[str, Any] = {"id": self._name("rs", given), "type": "reasoning", "summary": []}
             item = self._item = _Item(self._begin({**fields, "summary": []}), fields)
+            item.given = given
             item.own = own is not False
         return item
 
@@ -484,7 +521,7 @@ class _Answer:
         elif item.opaque:
             item.fields["encrypted_content"] = "".join(item.opaque)
         elif any(detail.keys() & {"signature", "data"} for detail in item.details.values()):
-            item.fields["encrypted_content"] = _sealed(list(item.details.values()))
+            item.fields["encrypted_content"] = _sealed(_joined(item.details))
         self._end(item.place, item.fields)
         self._item = None
 
@@ -530,14 +567,14 @@ class _Answer:
             # Where a provider knows functions alone, a custom tool was told to it as one.
             call.at_once = not call.custom
             call.custom = True
-            call.fields = {"id": given or self._name("ctc"), "type": "custom_tool_call", **frame, **named, "input": ""}
+            call.fields = {"id": self._name("ctc", given), "type": "custom_tool_call", **frame, **named, "input": ""}
         elif kind == "tool_search":
             call.at_once = True
-            call.fields = {"id": given or self._name("tsc"), "type": "tool_search_call", **frame}
+            call.fields = {"id": self._name("tsc", given), "type": "tool_search_call", **frame}
             call.fields |= {"execution": "client", "arguments": {}}
         else:
             call.custom = False
-            call.fields = {"id": given or self._name("fc"), "type": "function_call", **frame, **named, "arguments": ""}
+            call.fields = {"id": self._name("fc", given), "type": "function_call", **frame, **named, "arguments": ""}
         call.place = self._begin({**call.fields})
         if call.pieces and not call.at_once:
             self._tell_call(call, "delta", delta="".join(call.pieces))
@@ -573,6 +610,7 @@ class _Answer:
 
     def _block(self, block: dict[str, Any]) -> None:
         self._close_item("completed")
+        block = self._own(block)
         item_id = block.get("id")
         place = self._passed.pop(item_id, None) if isinstance(item_id, str) else None
         if place is None:
@@ -587,6 +625,18 @@ class _Answer:
             place = self._passed[item_id] = len(self._output)
             self._output.append(None)
         return place
+
+
+def _with(fields: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
+    """A copy with other ids. What a tool was called with or said itself is text, and stays."""
+    copy = dict(fields)
+    for name, value in fields.items():
+        if isinstance(value, str):
+            if name in _KEPT_BY_ID or (name == "file_id" and fields.get("type") == "container_file_citation"):
+                copy[name] = rename(value)
+        elif name in ("item", "environment") and isinstance(value, dict):
+            copy[name] = _with(value, rename)
+    return copy
 
 
 def _deltas(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -666,18 +716,35 @@ def _annotation(annotation: dict[str, Any]) -> dict[str, Any]:
     return {"type": kind, **inner} if isinstance(inner, dict) else annotation
 
 
+_IN_PIECES = frozenset({"text", "summary", "data", "signature"})
+
+
 def _merge(details: dict[object, dict[str, Any]], key: object, piece: dict[str, Any]) -> None:
     """Pieces of one item have its index (docs/dialects.md)."""
     same = details.get(key) if isinstance(key, int) else None
     if same is None:
-        details[key if isinstance(key, int) else f"#{len(details)}"] = dict(piece)
+        details[key if isinstance(key, int) else f"#{len(details)}"] = {
+            name: [value] if name in _IN_PIECES and isinstance(value, str) else value for name, value in piece.items()
+        }
         return
     for name, value in piece.items():
         before = same.get(name)
-        if name in ("text", "summary", "data", "signature") and isinstance(value, str) and isinstance(before, str):
-            same[name] = before + value
+        if name in _IN_PIECES and isinstance(value, str) and isinstance(before, list):
+            before.append(value)
+        elif name in _IN_PIECES and isinstance(value, str):
+            same[name] = [value]
         elif value is not None:
             same[name] = value
+
+
+def _joined(details: dict[object, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            name: "".join(value) if name in _IN_PIECES and isinstance(value, list) else value
+            for name, value in detail.items()
+        }
+        for detail in details.values()
+    ]
 
 
 def _usage(usage: Any) -> dict[str, Any]:

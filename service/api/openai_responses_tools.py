@@ -18,7 +18,7 @@ _HOLD_TOOLS = frozenset({"additional_tools", "tool_search_output"})
 
 class Tool(NamedTuple):
     """`called` is its name in the canonical form, None for a tool that has no place there. `path` says where it is
-    in the body."""
+    in the body, `namespace` in which one."""
 
     path: str
     kind: str
@@ -30,23 +30,28 @@ class Tool(NamedTuple):
 
 def offered(native: dict[str, Any]) -> Iterator[Tool]:
     """All of them, in order. Raises `RequestError`."""
-    yield from _listed(native.get("tools"), "tools", None)
+    yield from listed(native.get("tools"), "tools")
     items = native.get("input")
     if isinstance(items, list):
         for number, item in enumerate(items):
             if isinstance(item, dict) and item.get("type") in _HOLD_TOOLS:
-                yield from _listed(item.get("tools"), f"input[{number}].tools", None)
+                yield from listed(item.get("tools"), f"input[{number}].tools")
+
+
+def full_name(namespace: str | None, name: str) -> str:
+    """`namespace__name`; `functions` is the namespace of what has none."""
+    return name if namespace in (None, "", "functions") else f"{namespace}__{name}"
 
 
 def called(namespace: str | None, name: str) -> str:
-    """`namespace__name`; `functions` is the namespace of what has none."""
-    flat = name if namespace in (None, "", "functions") else f"{namespace}__{name}"
+    """The full name, or as much of it as a function's may have."""
+    flat = full_name(namespace, name)
     if len(flat) <= _LONGEST_NAME:
         return flat
     return f"{flat[: _LONGEST_NAME - 9]}_{blake2b(flat.encode(errors='replace'), digest_size=4).hexdigest()}"
 
 
-def _listed(tools: object, path: str, namespace: str | None) -> Iterator[Tool]:
+def listed(tools: object, path: str, namespace: str | None = None) -> Iterator[Tool]:
     if tools is None:
         return
     if not isinstance(tools, list):
@@ -60,9 +65,9 @@ def _listed(tools: object, path: str, namespace: str | None) -> Iterator[Tool]:
             if not isinstance(name, str) or not name:
                 raise RequestError(f"{where}.name must be a name", param=f"{where}.name")
             if kind == "namespace":
-                yield Tool(where, kind, None, None, name, fields)
+                yield Tool(where, kind, None, namespace, name, fields)
                 if namespace is None:  # they do not nest
-                    yield from _listed(fields.get("tools"), f"{where}.tools", name)
+                    yield from listed(fields.get("tools"), f"{where}.tools", name)
             else:
                 yield Tool(where, kind, called(namespace, name), namespace, name, fields)
         elif kind == "tool_search" and fields.get("execution") == "client":

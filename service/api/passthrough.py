@@ -139,7 +139,7 @@ async def _count(asking: "_Asking", dialect: Dialect, model: str | None, endpoin
         if dialect.name not in do.upstreams[target.upstream].dialects:
             continue
         try:
-            await asking.forward(context, (target,), _counted_there(context, dialect, request, raw, target))
+            await asking.forward(context, (target,), _counted_there(context, dialect, request, target))
         except (UpstreamError, LimitError) as error:
             # Not all who answer messages count their tokens, and an estimate is better than none.
             status = error.status if isinstance(error, UpstreamError) else None
@@ -154,12 +154,17 @@ async def _count(asking: "_Asking", dialect: Dialect, model: str | None, endpoin
     await send_whole(asking.send, 200, [_JSON, *_answer_headers(record)], shape(usage.prompt_tokens))
 
 
-def _counted_there(context: Context, dialect: Dialect, request: Request, raw: bytes, target: Target) -> Passage:
+def _counted_there(context: Context, dialect: Dialect, request: Request, target: Target) -> Passage:
     if dialect is ANTHROPIC:
         body = msgspec.json.encode({**(request.native or {}), "model": target.model})
         return _passage(context, dialect, "POST", "/messages/count_tokens", body)
-    name = target.model if target.model.startswith("tunedModels/") else f"models/{target.model}"
-    return _passage(context, dialect, "POST", f"/{quote(name)}:countTokens", raw)
+    collection, slash, name = target.model.partition("/")
+    if not slash or collection not in ("models", "tunedModels"):
+        collection, name = "models", target.model
+    # A name may not climb out of its place in the path, nor the body name another model.
+    asked = {**(request.native or {}), "model": f"{collection}/{name}"}
+    body = msgspec.json.encode({"generateContentRequest": asked})
+    return _passage(context, dialect, "POST", f"/{collection}/{quote(name, safe='')}:countTokens", body)
 
 
 def _passage(

@@ -212,6 +212,8 @@ async def _send_flight(exchange: Exchange, flight: Flight, request: Request, con
 async def _send_whole(
     exchange: Exchange, completion: Completion, request: Request, context: Context, headers: HeaderList
 ) -> None:
+    if request.replayed and request.dialect != "responses":  # which makes ids of its own
+        completion = replay.unlinked(completion)
     if exchange.issued:
         told = restored_whole(msgspec.json.decode(completion.body), exchange.issued, json_content=_is_json(request))
         completion = msgspec.structs.replace(completion, body=msgspec.json.encode(told))
@@ -265,6 +267,8 @@ async def _send_replay(
     exchange: Exchange, completion: Completion, request: Request, context: Context, headers: HeaderList
 ) -> None:
     encoder = await _begin_stream(exchange, request, context, headers)
+    if request.replayed and request.dialect != "responses":
+        completion = replay.unlinked(completion)
     whole: dict[str, Any] = msgspec.json.decode(completion.body)
     if exchange.issued:
         whole = restored_whole(whole, exchange.issued, json_content=_is_json(request))

@@ -59,7 +59,8 @@ def in_words_of(request: Request, error: Untranslatable) -> Untranslatable:
     words = _WORDS[request.dialect]
     if not words:
         return error
-    names = [name if name in request.refused else _renamed(name, words, request) for name in error.names]
+    own = frozenset(request.refused)
+    names = [name if name in own else _renamed(name, words, request) for name in error.names]
     return Untranslatable(list(dict.fromkeys(names)), dialect=error.dialect)
 
 

@@ -100,7 +100,7 @@ class Assembly:
                 choice["text"].write(value or "")
             elif name == "logprobs":
                 if value:
-                    choice["logprobs"] = _with_logprobs(choice["logprobs"], value) if type(value) is dict else value
+                    choice["logprobs"] = _with_logprobs(choice["logprobs"], value)
             elif name not in _CHOICE and (value is not None or name not in choice):
                 choice[name] = value
 
@@ -276,8 +276,8 @@ def _add_call(call: dict[str, Any], part: dict[str, Any], *, under: str = "funct
             call[name] = value
 
 
-def _with_logprobs(so_far: Any, more: dict[str, Any]) -> dict[str, Any]:
-    merged: dict[str, Any] = so_far if type(so_far) is dict else {}
+def _with_logprobs(so_far: dict[str, Any] | None, more: dict[str, Any]) -> dict[str, Any]:
+    merged = {} if so_far is None else so_far
     for name, value in more.items():
         grows = merged.get(name)
         if type(value) is list and type(grows) is list:

@@ -7,11 +7,17 @@ https://platform.openai.com/docs/api-reference/chat-streaming
 
 import re
 from collections.abc import Iterator
+from hashlib import blake2b
 from typing import Any
 
+import msgspec
+
+from models.completion import Completion
 from models.request import Operation
 
 # White space travels with the word after it, as tokens do. Long runs without any are cut.
+# The ids under which OpenAI keeps what Responses asked and answered.
+_KEPT_THERE = b'"resp_'
 _PIECE = re.compile(r"\s*\S{1,24}|\s+\Z")
 # Fields of a message that stream: as pieces of a text, or item by item.
 _TEXTS = ("reasoning_content", "reasoning", "content", "refusal")
@@ -123,3 +129,24 @@ def _text_parts(choice: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _pieces(text: str) -> list[str]:
     return _PIECE.findall(text)
+
+
+def unlinked(completion: Completion) -> Completion:
+    """Without the ids under which a provider keeps the request that this answers: they open what another asked.
+
+    Answers without such ids, which are most, cost one search.
+    """
+    if _KEPT_THERE not in completion.body:
+        return completion
+    whole: dict[str, Any] = msgspec.json.decode(completion.body)
+    own = blake2b(str(whole.get("id")).encode(), digest_size=12).hexdigest()
+    whole["id"] = f"chatcmpl-kg-{own}"
+    for choice in whole.get("choices", ()):
+        message = choice.get("message") or {}
+        for name in ("reasoning_details", "content_items"):
+            items = message.get(name)
+            if isinstance(items, list):
+                message[name] = [{key: value for key, value in item.items() if key != "id"} for item in items]
+        for call in message.get("tool_calls") or ():
+            call.pop("item_id", None)
+    return msgspec.structs.replace(completion, body=msgspec.json.encode(whole))

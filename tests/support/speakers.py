@@ -408,7 +408,7 @@ class ResponsesSpeaker:
 
     def native(self, answer: Json) -> Any:
         # The events of a stream have log probabilities without bytes.
-        return _without("bytes", answer["output"]), answer["status"], answer["incomplete_details"]
+        return without("bytes", answer["output"]), answer["status"], answer["incomplete_details"]
 
     def going_on(self, body: Json, answer: Json, results: Sequence[str], text: str = "") -> Json:
         calls = [item for item in answer["output"] if item["type"] == "function_call"]
@@ -715,7 +715,7 @@ class GeminiSpeaker:
                 call = part.get("functionCall", {})
                 if call.get("id", "").removeprefix("call_").isdecimal():  # given by the gateway to a call without one
                     part["functionCall"] = {name: call[name] for name in call if name != "id"}
-        return _without("tokenId", candidates), answer.get("promptFeedback")
+        return without("tokenId", candidates), answer.get("promptFeedback")
 
     def going_on(self, body: Json, answer: Json, results: Sequence[str], text: str = "") -> Json:
         content = answer["candidates"][0]["content"]
@@ -751,10 +751,10 @@ def _as_openapi(schema: Any) -> Any:
     return schema
 
 
-def _without(name: str, value: Any) -> Any:
+def without(name: str, value: Any) -> Any:
     if isinstance(value, dict):
-        return {field: _without(name, inner) for field, inner in value.items() if field != name}
-    return [_without(name, inner) for inner in value] if isinstance(value, list) else value
+        return {field: without(name, inner) for field, inner in value.items() if field != name}
+    return [without(name, inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _logprob(token: Json) -> tuple[str, float, tuple[tuple[str, float], ...]]:

@@ -108,6 +108,19 @@ def test_the_query_says_how_a_stream_is_framed(query: str, dialect: Dialect) -> 
     assert dialect_for(Asked("chat", "m", True, query)) is dialect
 
 
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/genai/v1beta/models/gemini/gemini-3-pro:countTokens", "gemini/gemini-3-pro"),
+        ("/genai/v1beta/models/gemini/tunedModels/mine:countTokens", "gemini/tunedModels/mine"),
+        ("/genai/v1/tunedModels/mine:countTokens", "tunedModels/mine"),
+        ("/genai/v1/tunedModels/mine:generateContent", None),
+    ],
+)
+def test_the_path_says_whose_tokens_are_counted(path: str, model: str | None) -> None:
+    assert counted_model(path) == model
+
+
 def test_tokens_are_counted_of_a_question_or_of_a_whole_request() -> None:
     model = counted_model("/genai/v1beta/models/gpt-4o:countTokens")
 
@@ -150,7 +163,6 @@ OPENAPI_WEATHER = {
             "days": {"type": "INTEGER", "nullable": True, "minimum": 1.0},
             "place": {"type": "STRING", "description": "A town."},
         },
-        "propertyOrdering": ["place", "days"],
         "required": ["place"],
     },
 }
@@ -177,7 +189,6 @@ SAME_QUESTION: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
                 "frequencyPenalty": -0.5,
                 "responseLogprobs": True,
                 "logprobs": 3,
-                "responseModalities": ["TEXT"],
                 "responseMimeType": "text/plain",
             },
         },
@@ -244,6 +255,7 @@ SAME_QUESTION: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
                 "json_schema": {
                     "name": "answer",
                     "schema": {"type": "object", "properties": {"a": {"type": "number", "examples": [1]}}},
+                    "strict": True,
                 },
             },
         },
@@ -261,7 +273,11 @@ SAME_QUESTION: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             "messages": [USER_HI],
             "response_format": {
                 "type": "json_schema",
-                "json_schema": {"name": "answer", "schema": {"type": "object", "snake_case": None}},
+                "json_schema": {
+                    "name": "answer",
+                    "schema": {"type": "object", "snake_case": None},
+                    "strict": True,
+                },
             },
         },
     ),
@@ -285,19 +301,6 @@ SAME_QUESTION: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             "messages": [USER_HI],
             "tools": [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}],
             "tool_choice": {"type": "function", "function": {"name": "now"}},
-        },
-    ),
-    (
-        "some of the tools",
-        {
-            **HI,
-            "tools": [{"functionDeclarations": [{"name": "a"}, {"name": "b"}, {"name": "c"}]}],
-            "toolConfig": {"functionCallingConfig": {"mode": "ANY", "allowedFunctionNames": ["a", "c"]}},
-        },
-        {
-            "messages": [USER_HI],
-            "tools": [{"type": "function", "function": {"name": name}} for name in ("a", "c")],
-            "tool_choice": "required",
         },
     ),
     (
@@ -355,7 +358,7 @@ SAME_QUESTION: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
                 {
                     "role": "function",
                     "parts": [
-                        {"functionResponse": {"name": "weather", "response": {"output": "sunny"}}},
+                        {"functionResponse": {"name": "weather", "response": {"result": "sunny"}}},
                         {"functionResponse": {"name": "weather", "response": {"error": "no such place"}}},
                         {"text": "And now?"},
                     ],
@@ -460,6 +463,88 @@ def test_a_result_without_its_call_still_gets_an_id_of_its_own() -> None:
     assert [message["tool_call_id"] for message in told] == ["call_0", "call_1"]
 
 
+def test_made_up_ids_go_on_where_the_last_one_was_free() -> None:
+    turn = messages(
+        said(
+            *(
+                {"functionCall": {"id": given, "name": "f"}}
+                for given in ("call_2", "call_3", None, "call_5", None, None)
+            )
+        )
+    )[0]
+
+    assert [call["id"] for call in turn["tool_calls"]] == ["call_2", "call_3", "call_4", "call_5", "call_6", "call_7"]
+
+
+def test_a_result_belongs_to_one_call_alone() -> None:
+    calls = said(*({"functionCall": {"id": given, "name": "f"}} for given in ("a", "a", "b")))
+    results = ({"id": "a", "name": "f"}, {"name": "f"}, {"name": "f"}, {"name": "f"}, {"id": "b", "name": "f"})
+
+    answers = messages(calls, asking(*({"functionResponse": result} for result in results)))[1:]
+
+    assert [message["tool_call_id"] for message in answers] == ["a", "a", "b", "call_3", "b"]
+
+
+def test_some_of_the_tools_are_all_there_are() -> None:
+    calling = {"mode": "ANY", "allowedFunctionNames": ["a", "c"]}
+    tools = [{"functionDeclarations": [{"name": "a"}, {"name": "b"}, {"name": "c"}]}]
+
+    request = decoded({**HI, "tools": tools, "toolConfig": {"functionCallingConfig": calling}})
+
+    assert [tool["function"]["name"] for tool in request.body["tools"]] == ["a", "c"]
+    assert request.body["tool_choice"] == "required"
+    assert (request.refused, request.dropped) == ((), ())
+    assert request.beyond == {
+        "toolConfig.functionCallingConfig.allowedFunctionNames": ["a", "c"],
+        "tools": [{"type": "function", "function": {"name": name}} for name in ("a", "b", "c")],
+    }
+
+
+def test_an_order_of_properties_is_theirs_and_known_beside_them() -> None:
+    schema = {"type": "OBJECT", "properties": {"a": {}, "b": {}, "c": {}}, "propertyOrdering": ["b", "a"]}
+    config = {"responseMimeType": "application/json", "responseSchema": schema}
+
+    request = decoded({**HI, "generationConfig": config})
+
+    assert [*request.body["response_format"]["json_schema"]["schema"]["properties"]] == ["b", "a", "c"]
+    assert request.beyond == {"generationConfig.responseSchema": schema}
+
+
+@pytest.mark.parametrize(
+    ("response", "content", "written_back"),
+    [
+        ({"result": "sunny"}, "sunny", True),
+        ({"sky": "blue"}, '{"sky":"blue"}', True),
+        ({"error": "gone"}, "gone", True),
+        ({"error": {"code": 1}}, '{"code":1}', True),
+        ({"output": "sunny"}, "sunny", False),
+        ({"result": 7}, "7", False),
+        ({"result": {"sky": "blue"}}, '{"sky":"blue"}', False),
+        ({"result": ' {"sky": "blue"}'}, ' {"sky": "blue"}', False),
+        ({"error": 7}, "7", False),
+    ],
+)
+def test_a_result_that_would_be_written_in_another_way_is_another(
+    response: dict[str, Any], content: str, written_back: bool
+) -> None:
+    request = decoded(
+        {
+            "contents": [
+                said({"functionCall": {"name": "f"}}),
+                asking({"functionResponse": {"name": "f", "response": response}}),
+            ]
+        }
+    )
+
+    sent = GeminiWire().request(Call("chat", "gemini-2.5-pro", request.body, None), stream=False)
+
+    answered = msgspec.json.decode(sent.body)["contents"][-1]["parts"][0]["functionResponse"]["response"]
+    assert request.body["messages"][1]["content"] == content
+    assert (answered == response) is written_back
+    assert (request.beyond == {}) is written_back
+    assert (request.refused, request.dropped) == ((), ())
+
+
 def test_a_result_may_hold_pictures() -> None:
     result = {
         "name": "f",
@@ -540,6 +625,10 @@ def test_thoughts_and_signatures_are_kept_where_they_belong() -> None:
             {"contents": [asking({"text": "x", "videoMetadata": {"fps": 1}})]},
             "contents[0].parts[0].videoMetadata",
         ),
+        (
+            {"contents": [asking({"inlineData": {"mimeType": "audio/L16;rate=8000", "data": ""}})]},
+            "contents[0].parts[0].inlineData.mimeType",
+        ),
     ],
 )
 def test_what_changes_the_answer_and_has_no_other_word_is_refused_by_its_path(
@@ -561,6 +650,19 @@ def test_what_changes_the_answer_and_has_no_other_word_is_refused_by_its_path(
         {"generationConfig": {"thinkingConfig": {"includeThoughts": True}}},
         {"tools": [{"functionDeclarations": [{"name": "f", "response": {"type": "STRING"}}]}]},
         {"contents": [asking({"text": "Hi", "mediaResolution": {"level": "MEDIA_RESOLUTION_LOW"}})]},
+        {"contents": [asking({"text": "Hi", "thought": True})]},
+        {"contents": [asking({"inlineData": {"mimeType": "image/png", "data": PIXEL, "displayName": "cat"}})]},
+        {"contents": [asking({"inlineData": {"mimeType": "audio/wav", "data": PIXEL, "displayName": "song"}})]},
+        {"contents": [asking({"fileData": {"fileUri": "https://a.example/b", "mimeType": "image/png"}})]},
+        {"contents": [asking({"fileData": {"fileUri": "https://a.example/b", "mimeType": "application/pdf"}})]},
+        {"contents": [asking({"functionResponse": {"name": "f"}})]},
+        {"contents": [said({"functionCall": {"id": "a", "name": "f"}}), asking({"functionResponse": {"id": "a"}})]},
+        {"contents": [asking({"text": "Hi"}, {"functionResponse": {"response": {}}})]},
+        {"generationConfig": {"responseModalities": ["TEXT"]}},
+        {"generationConfig": {"logprobs": 3}},
+        {"generationConfig": {"responseSchema": {"type": "STRING"}}},  # which asks for JSON, and does not say so
+        {"toolConfig": {"functionCallingConfig": {"mode": "NONE"}}},
+        {"toolConfig": {"functionCallingConfig": {"mode": "AUTO", "allowedFunctionNames": ["f"]}}},
     ],
 )
 def test_what_does_no_harm_when_missing_is_part_of_the_identity_alone(fields: dict[str, Any]) -> None:
@@ -577,6 +679,17 @@ def test_what_does_no_harm_when_missing_is_part_of_the_identity_alone(fields: di
         ({"generationConfig": {"inventedTomorrow": 1}}, "generationConfig.inventedTomorrow"),
         ({"contents": [asking({"text": "Hi", "inventedTomorrow": 1})]}, "contents[0].parts[0].inventedTomorrow"),
         ({"contents": [{"parts": [{"text": "Hi"}], "inventedTomorrow": 1}]}, "contents[0].inventedTomorrow"),
+        ({"systemInstruction": {"parts": [], "inventedTomorrow": 1}}, "systemInstruction.inventedTomorrow"),
+        (
+            {"contents": [asking({"inlineData": {"mimeType": "image/png", "data": "", "inventedTomorrow": 1}})]},
+            "contents[0].parts[0].inlineData.inventedTomorrow",
+        ),
+        (
+            {"contents": [asking({"fileData": {"fileUri": "https://a.example", "inventedTomorrow": 1}})]},
+            "contents[0].parts[0].fileData.inventedTomorrow",
+        ),
+        ({"generationConfig.seed": 1}, '["generationConfig.seed"]'),
+        ({"_seed": 1}, "_seed"),
     ],
 )
 def test_a_field_that_is_not_known_is_dropped_by_its_path(fields: dict[str, Any], path: str) -> None:
@@ -600,6 +713,14 @@ def test_a_field_that_is_not_known_is_dropped_by_its_path(fields: dict[str, Any]
         ({"contents": [asking({})]}, "contents[0].parts[0]"),
         ({"contents": [asking({"text": "a", "inlineData": {}})]}, "contents[0].parts[0]"),
         ({"contents": [asking({"functionCall": {"name": "f"}})]}, "contents[0].parts[0]"),
+        (
+            {"contents": [asking({"inlineData": {"mimeType": "image/png;base64,AA", "data": ""}})]},
+            "contents[0].parts[0].inlineData.mimeType",
+        ),
+        (
+            {"contents": [asking({"functionResponse": {"parts": [{"inlineData": {}, "fileData": {}}]}})]},
+            "contents[0].parts[0].functionResponse.parts[0]",
+        ),
         ({"contents": [said({"functionCall": {"args": {}}})]}, "contents[0].parts[0].functionCall.name"),
         ({"contents": [said({"functionCall": {"name": "f", "args": []}})]}, "contents[0].parts[0].functionCall.args"),
         ({**HI, "systemInstruction": {"parts": [{"inlineData": {}}]}}, "systemInstruction.parts[0]"),
@@ -782,7 +903,11 @@ def test_what_the_sdk_sends_is_read_as_what_it_was_told() -> None:
         ],
         "response_format": {
             "type": "json_schema",
-            "json_schema": {"name": "answer", "schema": {"type": "object", "properties": {"a": {"type": "string"}}}},
+            "json_schema": {
+                "name": "answer",
+                "schema": {"type": "object", "properties": {"a": {"type": "string"}}},
+                "strict": True,
+            },
         },
     }
 
@@ -950,6 +1075,29 @@ def test_why_an_answer_ended_is_told_in_geminis_words(finish: str, native: str |
 
     assert whole(answer)["candidates"][0]["finishReason"] == expected
     assert read_events(events(answer))[-1]["candidates"][0]["finishReason"] == expected
+
+
+@pytest.mark.parametrize(
+    ("choices", "parts", "expected"),
+    [
+        ([choice(content="Rome.")], [{"text": "Rome."}], "STOP"),
+        ([choice(tool_calls=[call("c")])], [{"functionCall": {"id": "c", "name": "weather", "args": {}}}], "STOP"),
+        ([choice(tool_calls=[call("c", "[")])], [], "MALFORMED_FUNCTION_CALL"),
+        ([choice(refusal="No.")], [{"text": "No."}], "SAFETY"),
+        ([choice()], [], "OTHER"),
+        ([], [], "OTHER"),
+    ],
+)
+def test_an_answer_that_does_not_say_why_it_ended_has_a_reason_nevertheless(
+    choices: list[dict[str, Any]], parts: list[dict[str, Any]], expected: str
+) -> None:
+    answer = completion(*({**choice, "finish_reason": None} for choice in choices))
+
+    [told] = whole(answer)["candidates"]
+    [streamed] = concatenated(read_events(events(answer)))["candidates"]
+
+    assert told == streamed
+    assert (told["content"]["parts"], told["finishReason"]) == (parts, expected)
 
 
 def test_a_refusal_is_told_as_text_and_as_no_answer() -> None:

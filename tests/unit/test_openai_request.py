@@ -116,6 +116,8 @@ def test_a_provider_that_has_tools_of_free_form_is_offered_them() -> None:
             },
             False,
         ),
+        ({"type": "object", "properties": [["a"]], "required": ["a"], "additionalProperties": False}, False),
+        (json.loads('{"items":' * 400 + "{}" + "}" * 400), True),
     ],
 )
 def test_a_schema_is_strict_only_where_the_api_takes_it_so(schema: dict[str, Any], *, strict: bool) -> None:

@@ -414,13 +414,12 @@ def test_a_schema_for_the_answer_is_translated() -> None:
 
 def test_tools_that_may_not_be_called_are_not_offered() -> None:
     allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "g"}]}
-    request = decoded(
-        input="hi", tools=[{"type": "function", "name": name} for name in ("f", "g")], tool_choice=allowed
-    )
+    tools = [{"type": "function", "name": name, "strict": False} for name in ("f", "g")]
+    request = decoded(input="hi", tools=tools, tool_choice=allowed)
 
     assert request.body["tools"] == [{"type": "function", "function": {"name": "g"}}]
     assert request.body["tool_choice"] == "required"
-    assert request.beyond == {"tool_choice": allowed}
+    assert request.beyond == {"tool_choice": allowed, "tools[0]": tools[0]}
 
 
 @pytest.mark.parametrize(
@@ -712,7 +711,7 @@ def test_calls_are_told_by_the_names_the_client_gave_them() -> None:
 
     assert output == [
         {
-            "id": "fc_Ab1_0",
+            "id": "fc_kg_Ab1_0",
             "type": "function_call",
             "status": "completed",
             "call_id": "c1",
@@ -720,7 +719,7 @@ def test_calls_are_told_by_the_names_the_client_gave_them() -> None:
             "arguments": '{"city":"Rome"}',
         },
         {
-            "id": "fc_Ab1_1",
+            "id": "fc_kg_Ab1_1",
             "type": "function_call",
             "status": "completed",
             "call_id": "c2",
@@ -729,7 +728,7 @@ def test_calls_are_told_by_the_names_the_client_gave_them() -> None:
             "arguments": "{}",
         },
         {
-            "id": "ctc_Ab1_2",
+            "id": "ctc_kg_Ab1_2",
             "type": "custom_tool_call",
             "call_id": "c3",
             "name": "apply_patch",
@@ -956,6 +955,171 @@ def test_an_error_before_the_answer_has_the_body_of_the_openai_api() -> None:
     body = msgspec.json.decode(RESPONSES.error(RequestError("no", param="input"), "req_1"))
 
     assert (body["error"]["message"], body["error"]["param"]) == ("no", "input")
+
+
+# --- answers that were another request's
+
+KEPT = completion(
+    {
+        "content": "Looking. Found it.",
+        "content_items": [{"offset": 0, "id": "msg_kept1"}, {"offset": 9, "id": "msg_kept2"}],
+        "reasoning_content": "One.",
+        "reasoning_details": [
+            {"type": "reasoning.summary", "index": 0, **OWN, "id": "rs_kept1", "summary": "One."},
+            {"type": "reasoning.encrypted", "index": 1, **OWN, "id": "rs_kept1", "data": "opaque"},
+            {"type": "reasoning.summary", "index": 2, **OWN, "id": "rs_kept2", "summary": ""},
+        ],
+        "tool_calls": [{**WEATHER[0], "item_id": "fc_kept"}],
+        "provider_content": [
+            {
+                "dialect": "responses",
+                "block": {
+                    "type": "code_interpreter_call",
+                    "id": "ci_kept",
+                    "container_id": "cntr_kept",
+                    "code": "1",
+                    "outputs": None,
+                    "status": "completed",
+                },
+            },
+            {"dialect": "responses", "block": SEARCHED | {"id": "ws_kept"}},
+        ],
+        "annotations": [
+            {
+                "type": "container_file_citation",
+                "container_file_citation": {
+                    "container_id": "cntr_kept",
+                    "file_id": "cfile_kept",
+                    "filename": "a.csv",
+                    "start_index": 0,
+                    "end_index": 7,
+                },
+            }
+        ],
+    },
+    finish="tool_calls",
+    id="resp_kept",
+)
+
+
+def replaying(**fields: Any) -> Request:
+    request = decoded(**{"input": "hi", **fields})
+    request.replayed = True
+    return request
+
+
+def test_a_replayed_answer_has_no_id_under_which_the_provider_keeps_anything() -> None:
+    whole_, stream = RESPONSES.whole(KEPT, replaying(**TOOLED)), streamed(KEPT, replaying(**TOOLED))
+
+    assert b"kept" not in whole_ + stream
+    ids = [msgspec.json.decode(whole_)["id"], events(stream)[-1]["response"]["id"], told_whole(KEPT, replaying())["id"]]
+    assert len(set(ids)) == 3
+    assert b"kept" in RESPONSES.whole(KEPT, decoded(input="hi"))
+    assert b"kept" in streamed(KEPT, decoded(input="hi"))
+
+
+def test_a_replayed_answer_is_the_same_but_for_its_ids() -> None:
+    live, replayed = told_whole(KEPT), told_whole(KEPT, replaying())
+
+    def without_ids(item: JsonObject) -> JsonObject:
+        return {name: value for name, value in item.items() if name not in ("id", "container_id", "content")}
+
+    assert list(map(without_ids, replayed["output"])) == list(map(without_ids, live["output"]))
+    assert [item["id"].split("_")[:2] for item in replayed["output"]] == [
+        [kind, "kg"] for kind in ("rs", "rs", "msg", "msg", "fc", "ci", "ws")
+    ]
+    assert len({item["id"] for item in replayed["output"]}) == 7
+    citation, call = replayed["output"][2]["content"][0]["annotations"][0], replayed["output"][5]
+    assert citation["container_id"] == call["container_id"]
+
+
+@pytest.mark.parametrize("answer", [*ANSWERS.values(), KEPT], ids=[*ANSWERS, "kept"])
+def test_the_events_of_a_replay_end_with_the_whole_answer(answer: Completion) -> None:
+    request = replaying(**TOOLED)
+
+    def named(told: JsonObject) -> JsonObject:
+        base = told["id"].removeprefix("resp_kg_")
+        renamed: JsonObject = msgspec.json.decode(msgspec.json.encode(told).replace(base.encode(), b"_"))
+        return renamed
+
+    told = events(streamed(answer, request))
+    for event in told:
+        strict(event)
+    assert named(told[-1]["response"]) == named(told_whole(answer, request))
+    assert misfit(told_whole(answer, request), Response) is None
+
+
+def test_events_that_are_passed_on_to_another_client_have_the_ids_of_its_items() -> None:
+    def event(**data: Any) -> bytes:
+        return msgspec.json.encode(
+            {"id": "resp_kept", "choices": [], "provider_event": {"dialect": "responses", "data": data}}
+        )
+
+    item = {"type": "web_search_call", "id": "ws_kept", "status": "in_progress", "action": {"type": "search"}}
+    block = {"dialect": "responses", "block": {**item, "status": "completed"}}
+    encoder = RESPONSES.stream(replaying())
+    written = encoder.chunks(
+        [
+            event(type="response.output_item.added", output_index=0, item=item),
+            event(type="response.web_search_call.searching", output_index=0, item_id="ws_kept"),
+            msgspec.json.encode({"id": "resp_kept", "choices": [{"index": 0, "delta": {"provider_content": [block]}}]}),
+        ]
+    )
+    told = events(written + encoder.end(KEPT))
+
+    assert b"kept" not in written
+    ids = [event["item"]["id"] if "item" in event else event["item_id"] for event in told if "output_index" in event]
+    assert len(ids) == 3
+    assert set(ids) == {told[-1]["response"]["output"][0]["id"]}
+
+
+def test_a_replayed_answer_says_that_it_is_stored_nowhere() -> None:
+    assert told_whole(KEPT, replaying(store=True))["store"] is False
+    assert told_whole(KEPT, decoded(input="hi", store=True))["store"] is True
+
+
+def test_ids_that_were_made_here_are_told_to_no_provider() -> None:
+    output = told_whole(KEPT, replaying())["output"]
+
+    request = decoded(input=[{"role": "user", "content": "hi"}, *output, {"role": "user", "content": "on"}])
+
+    assert request.native is not None
+    assert msgspec.json.decode(request.raw) == request.native
+    assert [(item.get("type"), item.get("id")) for item in request.native["input"]] == [
+        (None, None),
+        ("reasoning", None),  # the one with nothing to read is gone: the provider finds it by its own id alone
+        ("message", None),
+        ("message", None),
+        ("function_call", None),
+        ("code_interpreter_call", output[5]["id"]),
+        ("web_search_call", output[6]["id"]),
+        (None, None),
+    ]
+    assert request.native["input"][1]["encrypted_content"] == "opaque"
+
+
+@pytest.mark.parametrize("name", ["own reasoning", "readable reasoning", "two messages", "tools", "another order"])
+def test_what_two_clients_go_on_to_ask_after_one_replayed_answer_is_one_question(name: str) -> None:
+    def again() -> str:
+        output = told_whole(ANSWERS[name], replaying())["output"]
+        request = decoded(input=[{"role": "user", "content": "hi"}, *output, {"role": "user", "content": "on"}])
+        return identity.exact_key(request.body, [msgspec.json.encode(request.beyond, order="deterministic").decode()])
+
+    assert again() == again()
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"previous_response_id": "resp_kg_1"}, "previous_response_id"),
+        ({"input": [{"type": "item_reference", "id": "msg_kg_1_0"}]}, "input[0].id"),
+    ],
+)
+def test_nobody_is_asked_for_what_is_kept_nowhere(fields: JsonObject, param: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        decoded(**{"input": "hi", **fields})
+
+    assert refusal.value.param == param
 
 
 texts = st.text(max_size=12)

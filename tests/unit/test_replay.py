@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.completion import Usage
+from models.completion import Completion, Usage
 from models.errors import UpstreamError
 from models.request import Operation
 from service.caching.assembly import Assembly, usage_fields, whole
-from service.caching.replay import chunks
+from service.caching.replay import chunks, unlinked
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
 
@@ -125,6 +125,34 @@ def _order(stream: list[dict[str, Any]]) -> list[tuple[str, str]]:
             else:
                 order.append((name, text))
     return order
+
+
+def test_who_is_told_anothers_answer_is_not_told_where_it_is_kept() -> None:
+    call = {"id": "c", "item_id": "fc_1", "function": {"name": "f", "arguments": "{}"}}
+    message = {
+        "content": "Hi",
+        "tool_calls": [call],
+        "content_items": [{"offset": 0, "id": "msg_1"}],
+        "reasoning_details": [{"index": 0, "id": "rs_1", "data": "sealed"}],
+    }
+    body = msgspec.json.encode({"id": "resp_1", "choices": [{"index": 0, "message": message}]})
+    told = Completion(body, "m", Usage())
+
+    apart = msgspec.json.decode(unlinked(told).body)
+
+    assert apart["id"].startswith("chatcmpl-kg-")
+    assert apart["choices"][0]["message"] == {
+        "content": "Hi",
+        "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}}],
+        "content_items": [{"offset": 0}],
+        "reasoning_details": [{"index": 0, "data": "sealed"}],
+    }
+
+
+def test_an_answer_that_is_kept_nowhere_is_told_as_it_is() -> None:
+    told = Completion(b'{"id": "chatcmpl-1", "choices": []}', "m", Usage())
+
+    assert unlinked(told) is told
 
 
 def test_a_layout_that_does_not_add_up_is_ignored() -> None:

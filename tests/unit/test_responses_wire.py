@@ -88,6 +88,16 @@ def test_a_key_written_twice_is_sent_as_it_was_read() -> None:
     assert json.loads(WIRE.request(call, stream=False).body) == {"model": "gpt-5", "input": "second"}
 
 
+@pytest.mark.parametrize(("dialect", "strict"), [("openai", True), ("anthropic", False), ("gemini", False)])
+def test_a_schema_that_cannot_be_strict_is_none_where_it_goes_without_saying(dialect: Dialect, *, strict: bool) -> None:
+    schema = {"type": "object", "properties": {"a": {}}}
+    asked = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+
+    told = sent({"response_format": asked}, dialect=dialect, native={})
+
+    assert told["text"]["format"]["strict"] is strict
+
+
 def test_a_chat_request_is_told_in_the_words_of_responses() -> None:
     schema = {"type": "object", "properties": {}}
     body = {
