@@ -11,7 +11,7 @@ class DetectorError(Exception):
 
 
 class Detector(Protocol):
-    """`name` is what `detect:` in a rule calls it; so does each of `kinds`, where one of them is wanted.
+    """`name` is what `detect:` in a rule calls it; for which `kinds` it has words too is said in the registry.
 
     `revision` changes whenever the same text may give other findings: it is
     part of the cache identity. `reach` is the longest finding that may hold

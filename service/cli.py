@@ -56,10 +56,14 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check_config(options: argparse.Namespace) -> int:
+    from service.policies import check
+
     problems: tuple[str, ...] = ()
     warnings: Sequence[str] = ()
     try:
-        warnings = load(options.file, os.environ, on_this_machine=True).warnings
+        settings = load(options.file, os.environ, on_this_machine=True)
+        check(settings)
+        warnings = settings.warnings
     except ConfigError as error:
         problems = error.problems
     if options.json:

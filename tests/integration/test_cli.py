@@ -105,6 +105,21 @@ def test_every_problem_has_its_own_line_with_its_path(tmp_path: Path) -> None:
     assert "workers" in plain.stdout
 
 
+def test_rules_that_only_fail_when_they_are_built_are_problems_too(tmp_path: Path) -> None:
+    rules, file = tmp_path / "rules.toml", tmp_path / "guarded.yaml"
+    rules.write_text('[[rules]]\nid = "anything"\nregex = "x*"\n')
+    file.write_text(
+        f"guardrails: [{{name: spare, rules: [{{detect: secrets, rules: {rules}, on: input, action: block}}]}}]"
+    )
+
+    checked = keepgate("check-config", str(file))
+
+    assert checked.returncode == 1
+    assert checked.stdout.startswith(
+        f"guardrails.0.rules.0.rules: {rules}:2: rule 'anything': it matches the empty text"
+    )
+
+
 def test_a_file_that_is_not_there_is_a_problem_and_no_traceback(tmp_path: Path) -> None:
     missing = keepgate("check-config", str(tmp_path / "none.yaml"))
 
