@@ -27,6 +27,9 @@ from service.telemetry.metrics import Metrics
 _LARGE = 256 * 1024
 
 
+_NO_RULES = Choice((), keepable=True, revision="")
+
+
 class ScreenedRequest(msgspec.Struct, frozen=True, gc=False):
     """What may be read and sent. `issued` are the values behind the placeholders in it. Not `keepable`: a rule that
     gates could not look at it."""
@@ -66,6 +69,9 @@ class Screens:
         same = self._same.get(context.endpoint.name)
         if same is not None:
             return same
+        policies = self._policies.get(context.endpoint.name)
+        if policies is None:
+            return _NO_RULES
         key = context.caller.key
         facts = Facts(
             model=request.model,
@@ -73,9 +79,7 @@ class Screens:
             key="" if key is None else key.name,
             headers={name.decode("latin-1"): value.decode("latin-1") for name, value in context.headers.items()},
         )
-        return chosen(
-            self._policies[context.endpoint.name], facts, self._draw(), placeholders=self._placeholders.revision
-        )
+        return chosen(policies, facts, self._draw(), placeholders=self._placeholders.revision)
 
     async def request(self, request: Request, context: Context, choice: Choice) -> ScreenedRequest:
         """Raises `ContentBlocked` or `GuardrailUnavailable`."""

@@ -10,6 +10,7 @@ import pytest
 from backends.exact.memory import MemoryStore
 from backends.keyring.memory import MemoryKeyring
 from backends.upstream.base import Call, ChunkStream, Passage, Passed, Reply
+from guardrails.placeholders import Placeholders
 from models.completion import Chunk
 from models.errors import UpstreamError
 from models.request import Dialect, Operation, Request
@@ -20,6 +21,7 @@ from service.caching.single_flight import Flight, Flights
 from service.context import Directives, Endpoint, Limits
 from service.pipeline.exact_tier import ExactTier
 from service.pipeline.gateway import Gateway
+from service.pipeline.screen import Screens
 from service.routing.aliases import Aliases, Target, route
 from service.routing.balance import Standing
 from service.telemetry.metrics import Metrics
@@ -144,6 +146,7 @@ class Path:
             secret=b"s" * 32,
             exact=ExactTier(MemoryStore(), deadline=None, metrics=self.metrics),
             semantic=None,
+            screens=Screens({}, placeholders=Placeholders(b"s" * 32), metrics=self.metrics),
             flights=Flights(),
             limits=Limits(max_body=1_000_000, body_timeout=1.0),
             metrics=self.metrics,
