@@ -463,3 +463,34 @@ async def test_the_detector_of_the_contributors_guide_works_with_one_file_and_on
 
     assert verdict.sent == "[BADGE_NUMBER] let B-123459 in"
     assert verdict.acted == ("default/badges=redact",)
+
+
+def written_policies() -> list[str]:
+    """The configurations in the documentation of guardrails."""
+    pages = [ROOT / "README.md", ROOT / "docs" / "guardrails.md"]
+    found = [block for page in pages for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)]
+    return [block for block in found if "guardrails:" in block]
+
+
+@pytest.mark.parametrize("block", written_policies())
+def test_the_policies_in_the_documentation_can_be_used(block: str, tmp_path: Path) -> None:
+    # A policy that comes with an endpoint of several stands beside the one before it.
+    default = "" if "name: default" in block else "  - {name: default, rules: []}\n"
+    (tmp_path / "keepgate.yaml").write_text(block.replace("guardrails:\n", f"guardrails:\n{default}", 1))
+
+    applying = configured(load(tmp_path / "keepgate.yaml", {}))
+
+    assert any(policy.rules for policies in applying.values() for policy in policies)
+
+
+def test_a_secret_goes_and_an_address_is_masked_with_the_three_lines_of_the_readme(tmp_path: Path, text: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(guardrails:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    config = tmp_path / "keepgate.yaml"
+    config.write_text(block)
+
+    done = keepgate("guard", "scan", "--config", str(config), str(text))
+
+    assert len(block.splitlines()) == 3
+    assert re.fullmatch(
+        r"the key is \[GITHUB_PAT\], ask <EMAIL_[0-9a-f]{6}>", json.loads(done.stdout)["items"][0]["sent"]
+    )
