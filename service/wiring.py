@@ -119,7 +119,7 @@ class Runtime:
             self.metrics.records_dropped.follow(lambda: self._recorder.dropped if self._recorder else 0)
         for component in self.tiers():
             self.metrics.degraded.set((component,), 0)
-        applied = await asyncio.to_thread(policies, settings)
+        applied = await asyncio.to_thread(policies, settings, home)
         self.state = self._compiled(settings, applied, {}, {})
         await self.group.start()
 
@@ -139,7 +139,7 @@ class Runtime:
                 same = {
                     s.name: old.gateway.upstreams[s.name] for s in old.settings.upstreams if s in settings.upstreams
                 }
-                applied = await asyncio.to_thread(policies, settings)
+                applied = await asyncio.to_thread(policies, settings, storage(settings))
                 standings = {name: old.gateway.standings[name] for name in same}
                 self.state = self._compiled(settings, applied, same, standings)
             except (ConfigError, BackendError) as error:
