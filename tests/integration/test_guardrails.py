@@ -13,6 +13,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -532,6 +533,43 @@ def test_a_semantic_hit_never_crosses_two_masked_values(wall: Wall, apart: dict[
     assert told("openai", alike, stream=False)[0] == (f"You said: How do I change the password of {MAIL}?",)
     assert other.headers["x-keepgate-cache"] == "miss"
     assert MAIL not in other.text
+
+
+def test_followers_of_one_answer_get_their_value_back(wall: Wall, apart: dict[str, str]) -> None:
+    wall.fakes["openai"].latency = 0.3
+    bodies = [SPEAKERS["openai"].body(Ask(text=f"Call {MAIL} now"), "openai", stream=False) for _ in range(4)]
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [
+            pool.submit(wall.post, "openai", body, stream=bool(number % 2), endpoint="masks", headers=apart)
+            for number, body in enumerate(bodies)
+        ]
+        answers = [one.result() for one in asking]
+
+    for number, answer in enumerate(answers):
+        assert told("openai", answer, stream=bool(number % 2))[0] == (f"You said: Call {MAIL} now",)
+    assert {answer.headers["x-keepgate-cache"] for answer in answers} <= {"miss", "coalesced", "exact"}
+    assert len(wall.fakes["openai"].calls) < len(answers)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("client", ALL)
+def test_a_client_in_another_dialect_than_its_provider_is_screened_alike(
+    wall: Wall, apart: dict[str, str], client: Dialect, stream: bool
+) -> None:
+    provider: Dialect = "anthropic" if client != "anthropic" else "openai"
+    ask = Ask(text=f'#call weather {{"city": "{CLIENT}"}} {MAIL}', tools=(WEATHER,))
+    body = SPEAKERS[client].body(ask, provider, stream=stream)
+    path = f"/e/masks{SPEAKERS[client].path(provider, stream=stream)}"
+
+    for _ in range(2):
+        answer = wall.gateway.client.post(path, json=body, headers=apart)
+
+        assert told(client, answer, stream=stream)[2] == (("weather", {"city": CLIENT}),)
+        assert "masks/email=mask" in answer.headers["x-keepgate-guardrails"]
+    sent = wall.fakes[provider].calls[0].raw.decode()
+    assert "Ada" not in sent
+    assert "lovelace" not in sent
 
 
 def semantic(answer: httpx.Response) -> httpx.Response | None:
