@@ -8,7 +8,7 @@
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 _ALL: Final = (1 << 128) - 1
@@ -89,7 +89,10 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Series:
+    """`group` is the number under which it is captured; 0: it is not."""
+
     items: tuple["Node", ...]
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ class Repeat:
     item: "Node"
     least: int
     most: int | None
+    lazy: bool = False
 
 
 Node = Chars | Look | Series | Choice | Repeat
@@ -115,9 +119,9 @@ class Parsed:
     groups: int
 
 
-def parse(expression: str) -> Parsed:
-    """Raises `NotUnderstood`."""
-    parser = _Parser(expression)
+def parse(expression: str, *, captures: bool = False) -> Parsed:
+    """Raises `NotUnderstood`. With `captures` each group is a `Series` of its own, otherwise only what is in it."""
+    parser = _Parser(expression, captures=captures)
     node = parser.choice(_Modes(), depth=0)
     if parser.at != len(expression):
         raise NotUnderstood("a closing bracket with nothing open")
@@ -408,18 +412,20 @@ class _Modes:
     fold: bool = False
     lines: bool = False
     dot_all: bool = False
+    lazy: bool = False
 
 
 class _Parser:
-    def __init__(self, expression: str) -> None:
+    def __init__(self, expression: str, *, captures: bool) -> None:
         self.text = expression
         self.at = 0
         self.groups = 0
+        self._captures = captures
 
     def choice(self, outer: _Modes, *, depth: int) -> Node:
         if depth > _MAX_DEPTH:
             raise NotUnderstood("groups nested too deep")
-        modes = _Modes(outer.fold, outer.lines, outer.dot_all)
+        modes = replace(outer)
         branches: list[Node] = []
         items: list[Node] = []
         while self.at < len(self.text) and self.text[self.at] != ")":
@@ -452,7 +458,7 @@ class _Parser:
                 self._escape(modes, items)
             case "*" | "+" | "?":
                 least, most = {"*": (0, None), "+": (1, None), "?": (0, 1)}[character]
-                self._repeat(items, least, most)
+                self._repeat(modes, items, least, most)
             case "{":
                 counted = _REPEAT.match(self.text, self.at - 1)
                 if counted is None:
@@ -460,16 +466,16 @@ class _Parser:
                     return
                 self.at = counted.end()
                 least = int(counted[1])
-                self._repeat(items, least, (int(counted[3]) if counted[3] else None) if counted[2] else least)
+                self._repeat(modes, items, least, (int(counted[3]) if counted[3] else None) if counted[2] else least)
             case _:
                 items.append(_literal(ord(character), modes))
 
-    def _repeat(self, items: list[Node], least: int, most: int | None) -> None:
-        if self.text.startswith("?", self.at):
-            self.at += 1
+    def _repeat(self, modes: _Modes, items: list[Node], least: int, most: int | None) -> None:
+        marked = self.text.startswith("?", self.at)
+        self.at += marked
         if not items:
             raise NotUnderstood("a repetition of nothing")
-        items[-1] = Repeat(items[-1], least, most)
+        items[-1] = Repeat(items[-1], least, most, lazy=marked != modes.lazy)
 
     def _group(self, modes: _Modes, depth: int) -> Node | None:
         flags = _FLAGS.match(self.text, self.at)
@@ -479,8 +485,9 @@ class _Parser:
             if flags[3] == ")":
                 _switch(modes, flags[1], flags[2])
                 return None
-            inner = _Modes(modes.fold, modes.lines, modes.dot_all)
+            inner = replace(modes)
             _switch(inner, flags[1], flags[2])
+            group = 0
         else:
             name = _NAME.match(self.text, self.at)
             if name is not None:
@@ -488,11 +495,12 @@ class _Parser:
             elif self.text.startswith("?", self.at):
                 raise NotUnderstood("an unknown kind of group")
             self.groups += 1
+            group = self.groups
         node = self.choice(inner, depth=depth + 1)
         if not self.text.startswith(")", self.at):
             raise NotUnderstood("a group that is not closed")
         self.at += 1
-        return node
+        return Series((node,), group) if group and self._captures else node
 
     def _escape(self, modes: _Modes, items: list[Node]) -> None:
         if self.at == len(self.text):
@@ -615,6 +623,7 @@ def _switch(modes: _Modes, on: str, off: str | None) -> None:
         modes.fold = value if "i" in letters else modes.fold
         modes.lines = value if "m" in letters else modes.lines
         modes.dot_all = value if "s" in letters else modes.dot_all
+        modes.lazy = value if "U" in letters else modes.lazy
 
 
 def _series(items: list[Node]) -> Node:

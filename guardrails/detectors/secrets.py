@@ -4,19 +4,23 @@ import asyncio
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 from guardrails import checksums_tokens
+from guardrails.expression import NotUnderstood
 from guardrails.gitleaks import SHIPPED, Allowed, Rule, compiled, load
 from guardrails.patterns import LONG, Match, Pattern, PatternSet
+from guardrails.unfinished import Growing, Unfinished
 from models.finding import Finding, Segment
 
 BLOCK_CAP = 16 * 1024
-"""No key and no manifest is longer, in code points."""
+"""No key is longer, in code points."""
 
-_VERSION = "1"  # changes when the same rules may find something else
+_VERSION = "2"  # changes when the same rules may find something else
+_CONTEXT = 256  # before a secret; where a match may begin earlier, a stream waits from its beginning
+_OPEN_CAP = 15 * 1024  # no manifest is longer, and nothing else a stream has to wait for: it can hold so much
 _LINE_CAP = 1000  # of what an allowlist for lines gets to see on either side
 _PEM_END = re.compile(r"-----END[ A-Z0-9]{0,40}-----")
 # What is between the lines of a key in a text, a string of JSON or source code, a quotation or a diff.
@@ -27,7 +31,13 @@ _PEM_LINES = re.compile(
 )
 _PEM_CHARACTER = re.compile(r"[0-9A-Za-z+/]")
 _PEM_LEAST = 32
-_DOCUMENT = re.compile(r"^---", re.MULTILINE)
+# The next document, or a line that is no YAML.
+_NO_MANIFEST = re.compile(r"""^(?:---|(?![\s#-]|["']?[\w./-]{1,253}["']?[ \t]*:[ \t\r\n])[^\n]+\n)""", re.MULTILINE)
+_IN_A_MANIFEST = re.compile(
+    r"""^[ \t-]*["']?(?:(?:data|stringData)["']?[ \t]*:[ \t]*"""
+    r"""|(?i:kind["']?[ \t]*:[ \t]*["']?Secret["']?)[ \t,]*)\r?$""",
+    re.MULTILINE,
+)
 _DATA = re.compile(r"^([ \t-]*)[\"']?(?:data|stringData)[\"']?[ \t]*:[ \t]*\r?$", re.MULTILINE)
 _ENTRY = re.compile(  # indentation, and the value beside a name or on a line of its own
     r"""([ \t]*)(?:#.*|["']?[\w.-]{1,253}["']?[ \t]*:[ \t]*(?:[|>][-+]?|["']?([^\s"'#][^\n"']*?)?["']?)"""
@@ -41,11 +51,13 @@ class SecretsDetector:
     Those of another file may take the place of the shipped rules. `allow` is
     what an endpoint knows to be no secret: a string that a secret equals, or
     an expression (re2) that matches all of one.
+
+    Most secrets have no white space in them, and so are whole where a stream
+    is cut; `open_from` knows the others. A stream holds PEM blocks by itself.
     """
 
     name = "secrets"
     inline = True
-    reach: int | None = 1024  # a name, the white space after it and a secret; a stream holds PEM blocks back by itself
 
     def __init__(self, rules: Sequence[Rule] | None = None, *, allow: Sequence[str] = ()) -> None:
         self._rules = load(SHIPPED).rules if rules is None else tuple(rules)
@@ -58,6 +70,12 @@ class SecretsDetector:
                 for rule in self._rules
             )
         )
+        self._unfinished = _unfinished(tuple(_growing(rule) for rule in self._rules if rule.extent == "match"))
+        self._manifests = any(rule.extent == "kubernetes" for rule in self._rules)
+        # A stream waits for its end where nothing is known of a pattern.
+        self.reach: int | None = None if self._unfinished is None else 0
+        self.open_from: Callable[[str], int] | None = None if self._unfinished is None else self._open_from
+        self.context = _LINE_CAP if any(map(_minds_its_line, self._rules)) else _CONTEXT
         self.kinds = frozenset(rule.kind for rule in self._rules)
         self.revision = _revision(self._rules, sorted(self._allow))
 
@@ -93,6 +111,12 @@ class SecretsDetector:
                     found.append(Finding(segment.index, rule.kind, start, end, confidence, rule.id))
         return found
 
+    def _open_from(self, text: str) -> int:
+        """From where on `text` may be part of a secret that is not whole yet; its length where nothing is open."""
+        least = max(0, len(text) - _OPEN_CAP)
+        start = least + self._unfinished.open_from(text[least:]) if self._unfinished is not None else len(text)
+        return min(start, _open_manifest(text)) if self._manifests else start
+
     def _excused(self, text: str, match: Match, rule: Rule, secret: str) -> bool:
         if rule.entropy and entropy(secret) < rule.entropy:
             return True
@@ -110,6 +134,23 @@ class SecretsDetector:
 def _pattern_set(patterns: tuple[Pattern, ...]) -> PatternSet:
     """Shared by the endpoints, which differ in what they allow: it takes seconds to build, and keeps no text."""
     return PatternSet(patterns)
+
+
+@lru_cache(maxsize=4)
+def _unfinished(patterns: tuple[Growing, ...]) -> Unfinished | None:
+    try:
+        return Unfinished(patterns, limit=_CONTEXT)
+    except NotUnderstood:
+        return None
+
+
+def _growing(rule: Rule) -> Growing:
+    groups = range(1, compiled(rule.expression).groups + 1) if rule.group is None else [rule.group]
+    return Growing(rule.expression, frozenset(groups) - {0}, after=_LINE_CAP if _minds_its_line(rule) else 0)
+
+
+def _minds_its_line(rule: Rule) -> bool:
+    return any(allowed.target == "line" for allowed in rule.allowed)
 
 
 def entropy(text: str) -> float:
@@ -184,11 +225,21 @@ def _pem(text: str, match: Match) -> list[tuple[int, int]]:
 
 
 def _manifest(text: str, match: Match, done: int) -> tuple[int, int]:
-    low = max(0, done, match.start - BLOCK_CAP)
-    for document in _DOCUMENT.finditer(text, low, match.start):
-        low = document.end()
-    closing = _DOCUMENT.search(text, match.end, match.end + BLOCK_CAP)
-    return low, closing.start() if closing is not None else min(len(text), match.end + BLOCK_CAP)
+    low = max(0, done, match.start - _OPEN_CAP)
+    for other in _NO_MANIFEST.finditer(text, low, match.start):
+        low = other.end()
+    closing = _NO_MANIFEST.search(text, match.end, match.end + _OPEN_CAP)
+    return low, closing.start() if closing is not None else min(len(text), match.end + _OPEN_CAP)
+
+
+def _open_manifest(text: str) -> int:
+    """Where one begins to tell what it is, or to have values, that may go on and become one of a secret."""
+    if "ata" not in text and "ecret" not in text:
+        return len(text)
+    begun = _IN_A_MANIFEST.search(text, max(0, len(text) - _OPEN_CAP))
+    while begun is not None and (other := _NO_MANIFEST.search(text, begun.end())) is not None:
+        begun = _IN_A_MANIFEST.search(text, other.end())
+    return len(text) if begun is None else begun.start()
 
 
 def _kubernetes(text: str, low: int, high: int) -> list[tuple[int, int]]:

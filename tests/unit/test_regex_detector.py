@@ -51,9 +51,10 @@ async def test_reports_the_group_under_the_kind_it_was_given() -> None:
         ("[^x]{3}", 3),
         (r"\S{3}", 3),  # what is no white space in ASCII may be some beyond
         ("a{2,}", 0),
-        ("^key", None),
-        ("key$", None),
-        ("(?m)^key$", None),
+        ("^key", 0),
+        ("key$", 0),
+        ("(?m)^key$", 0),
+        ("(?m)^legal advice$", 13),
         (r"\p{Greek}{2}", None),
         ("漢\u3000字", 3),
         ("项目[0-9]{2,4}号", 7),  # a stream may end between any two of its letters

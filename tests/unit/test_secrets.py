@@ -9,7 +9,7 @@ import pytest
 
 from guardrails.checksums_tokens import crc32_base62, passes
 from guardrails.detectors.secrets import BLOCK_CAP, SecretsDetector, entropy
-from guardrails.gitleaks import SHIPPED, Rule, load
+from guardrails.gitleaks import SHIPPED, Allowed, Rule, compiled, load
 from models.finding import Finding, Segment
 
 ALNUM = string.digits + string.ascii_letters
@@ -215,6 +215,8 @@ def test_takes_two_keys_one_after_another_for_two(detector: SecretsDetector) -> 
         ("kind: 'Secret'\nstringData:\n  user: 'admin 1'\n", ["admin 1"]),
         ("kind: Secret\ndata:\n  .dockercfg: |\n    eyJhdXRocyI6e319\ntype: x\n", ["eyJhdXRocyI6e319"]),
         ("kind: ConfigMap\ndata:\n  user: YWRtaW4=\n---\nkind: Secret\ndata:\n  a: aDBwZQ==\n", ["aDBwZQ=="]),
+        ("kind: Secret\n```\nThen the others:\ndata:\n  a: aDBwZQ==\n", []),
+        ("data:\n  a: aDBwZQ==\nThat was it\nkind: Secret\ndata:\n  b: YWRtaW4=\n", ["YWRtaW4="]),
         ("kind: ConfigMap\ndata:\n  user: YWRtaW4=\n", []),
     ],
 )
@@ -317,6 +319,53 @@ def test_no_text_makes_it_slow_or_fail(detector: SecretsDetector, text: str) -> 
 
     assert all(0 <= finding.start < finding.end <= len(text) for finding in findings)
     assert all(finding.end - finding.start <= BLOCK_CAP + 100 for finding in findings if finding.kind == "private_key")
+
+
+@pytest.mark.parametrize(
+    ("text", "opened"),
+    [
+        ("the password is hunter2 and ", ""),
+        ('a password = "correct horse', 'password = "correct horse'),
+        ('password = "correct horse" and ', ""),
+        ("the key is password = hunter2 ", ""),
+        ("<password>hunter2 ", "<password>hunter2 "),
+        ("a curl -u 'ann:a ", "curl -u 'ann:a "),
+        ("apiVersion: v1\n", ""),
+        ("apiVersion: v1\ndata:\n  user: YWRtaW4=\nki", "data:\n  user: YWRtaW4=\nki"),
+        ("so\nkind: Secret\nmetadata:\n  name: x\n", "kind: Secret\nmetadata:\n  name: x\n"),
+        ("kind: Secret\n```\nThat was it\n", ""),
+        ("kind: Secret\n---\na: b\n", ""),
+        ("the data: all kinds of secrets ", ""),
+    ],
+)
+def test_a_stream_waits_for_the_rest_of_a_secret_with_white_space(
+    detector: SecretsDetector, text: str, opened: str
+) -> None:
+    assert detector.open_from is not None
+    assert text[detector.open_from(text) :] == opened
+
+
+def test_other_secrets_hold_nothing_back(detector: SecretsDetector) -> None:
+    assert detector.reach == 0
+    assert detector.context == 256
+
+
+def test_an_allowlist_for_lines_waits_for_the_end_of_the_line() -> None:
+    allowed = Allowed(regexes=compiled("not really"), target="line")
+
+    waiting = SecretsDetector([Rule("a", "a", r"tok_[0-9]{4}", allowed=(allowed,))])
+
+    assert waiting.context >= 1000
+    assert waiting.open_from is not None
+    assert waiting.open_from("a tok_1234 and ") == 2
+    assert waiting.open_from("a tok_1234 and\n") == 15
+
+
+def test_where_a_pattern_is_not_understood_a_stream_waits_for_its_end() -> None:
+    waiting = SecretsDetector([Rule("a", "a", r"\p{Greek}{9}")])
+
+    assert waiting.reach is None
+    assert waiting.open_from is None
 
 
 def test_every_shipped_rule_reads_well_and_has_a_name_of_its_own() -> None:
