@@ -26,7 +26,9 @@ from guardrails.expression import (
 )
 
 _MEMORY: Final = 64 * 1024 * 1024
-_LEAST: Final = 10
+_LEAST: Final = 10  # repeats that are counted
+_SHORT: Final = 5  # of what is no longer
+_MOST_BEHIND: Final = 64  # to be counted
 _NOTHING: Final = Series(())
 _ON_ITS_LINE: Final = Chars((1 << 128) - 1 & ~(1 << ord("\n")), wide=True)
 _NONE: Final = r"[^\x00-\xff]"
@@ -74,10 +76,7 @@ class Unfinished:
         for pattern, node in zip(patterns, nodes, strict=True):
             ways = _ways(node, pattern.groups, limit)
             heads += [width(way.head)[1] or 0 for way in ways]
-            if pattern.after:
-                behind = Repeat(_ON_ITS_LINE, 0, pattern.after)
-                ways = [_Way(head, Series((rest, behind))) for head, rest in ways]
-            ways = [way for way in ways if _goes_past_a_break(way.rest)]
+            ways = [way for way in ways if pattern.after or _goes_past_a_break(way.rest)]
             if ways:
                 self._open.append(_Opening(pattern, ways, own))
         self.context = max(heads) + 1  # for what `\b` looks at
@@ -110,10 +109,13 @@ class _Way(NamedTuple):
 
 class _Opening:
     def __init__(self, pattern: Growing, ways: Sequence[_Way], own: Mapping[int, int]) -> None:
-        # With all counts the expressions would be too large for re2 to be quick: the whole length has to do.
         longest = [width(Series(way))[1] for way in ways]
-        self._longest = None if None in longest else max(most or 0 for most in longest)
+        self._longest = None if None in longest else max(most or 0 for most in longest) + pattern.after
+        # With all counts the expressions would be too large for re2 to be quick: the whole length has to do.
         ways = [_Way(_simpler(head, own), _simpler(rest, own)) for head, rest in ways]
+        if pattern.after:
+            behind = Repeat(_ON_ITS_LINE, 0, pattern.after if pattern.after <= _MOST_BEHIND else None)
+            ways = [_Way(head, Series((rest, behind))) for head, rest in ways]
         self.expression = _alternatives(_begun(ways))
         self._begun = _tied_to_the_end([self.expression])
         self._whole: Any = None if pattern.after else _compiled(pattern.expression, wide=True)
@@ -226,7 +228,7 @@ def _simpler(node: Node, own: Mapping[int, int]) -> Node:
         case Choice(items):
             return Choice(tuple(_simpler(item, own) for item in items))
         case Repeat(item, least, most, lazy) if most != 0:
-            least = min(least, _LEAST if isinstance(item, Chars) else 1)
+            least = min(least, _LEAST if (width(item)[1] or _MEMORY) <= _SHORT else 1)
             return Repeat(_simpler(item, own), least, most if most == 1 else None, lazy)
         case _:
             return node
@@ -246,7 +248,8 @@ def _is_lazy(node: Node) -> bool:
 
 
 def _begun(ways: Sequence[_Way], *, lazily: bool = True) -> list[str]:
-    return [_written(head) + begun for head, rest in ways for begun in _beginnings(rest, lazily=lazily)]
+    rests = [(_written(head), _beginnings(rest, lazily=lazily)) for head, rest in ways]
+    return [head + _alternatives(begun) for head, begun in rests if begun]
 
 
 def _beginnings(node: Node, *, lazily: bool) -> list[str]:

@@ -41,6 +41,9 @@ _BRACKET = re.compile(
     r"\[(?:/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|MODEL_SETTINGS|TOOL_CONTENT)|TOOL_CALLS|ARGS|gMASK|sMASK"
     r"|\|(?:system|user|assistant|endofturn|tool)\|)\]"
 )
+# One that is not whole, as far as it may have white space or a letter of a script without spaces in it.
+_OPEN_TOKEN = re.compile(r"(?:<｜[^\s｜<>]{0,40}｜?|</?s>\s?(?:\[/?[INST]{0,4})?)\Z")
+_LONGEST_TOKEN = 48
 _UNKNOWN_TOKEN = 0.6
 
 # Drawn by nothing: joiners and spaces of no width, marks of direction, invisible operators, blank letters, selectors.
@@ -76,6 +79,8 @@ _JOINERS = frozenset("\u200c\u200d")
 _HARMLESS_ALONE = re.compile(
     "[\u00ad\u061c\u17b4\u17b5\u180b-\u180f\u200e\u200f\u2061-\u2064\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
+# What may be the beginning of that, or of characters without width, read from the end.
+_OPEN_SHREDS = re.compile(rf"[{_BLANK}]*\w?(?:\u00ad\w)*")
 _SHREDDED = re.compile(r"\w(?:\u00ad\w){3,}")  # a word may break after a syllable, hardly after each letter
 _TYPOGRAPHY = 3  # so many alike may be an accident; more, or different ones, can carry a message
 _SPLIT_WORD = 0.6
@@ -103,14 +108,15 @@ class HiddenTextDetector:
     - `chat_template`: special tokens of the common models, such as
       `<|im_start|>` and `[INST]`. Others of the form `<|…|>` have 0.6.
 
-    In an unfinished text, what begins in its last 256 characters may yet turn
-    out well: a bidirectional control may still be closed.
+    In an unfinished text, a bidirectional control of its last 256 characters
+    may yet turn out well: it may still be closed.
     """
 
     name = "hidden_text"
     kinds = frozenset({"unicode_tags", "zero_width", "bidi_control", "chat_template"})
     revision = "1"
-    reach: int | None = 2 * _LINE
+    reach: int | None = _LINE
+    context = 2 * _LINE
     inline = True
 
     async def detect(self, segments: Sequence[Segment]) -> Sequence[Finding]:
@@ -124,6 +130,18 @@ class HiddenTextDetector:
                 findings.extend(_zero_widths(segment))
                 findings.extend(_bidi_controls(segment))
         return findings
+
+
+    def open_from(self, text: str) -> int:
+        """From where on `text` may be part of what is found, or turn out well; its length where nothing is open."""
+        token = _OPEN_TOKEN.search(text, max(0, len(text) - _LONGEST_TOKEN))
+        opened = len(text) if token is None else token.start()
+        if text.isascii():
+            return opened
+        shreds = _OPEN_SHREDS.match(text[-_LINE:][::-1])
+        _, unclosed = _paired(text)
+        recent = [control.at for control in unclosed if control.at >= len(text) - _LINE]
+        return min([opened, *recent, len(text) - (shreds.end() if shreds else 0)])
 
 
 class _Opened(NamedTuple):
@@ -176,13 +194,23 @@ def _suspicion(run: str, before: str, after: str) -> float:
 
 
 def _bidi_controls(segment: Segment) -> Iterator[Finding]:
-    """The bidirectional algorithm's own pairing: the end of an isolate ends the embeddings inside it, the end of an
-    embedding nothing outside its isolate, the end of a line everything."""
+    wrong, unclosed = _paired(segment.text)
+    wrong.update(left.at for left in unclosed)
+    return (Finding(segment.index, "bidi_control", at, at + 1) for at in sorted(wrong))
+
+
+def _paired(text: str) -> tuple[set[int], list[_Opened]]:
+    """Those that are wrong, and those still open at the end of the text.
+
+    The bidirectional algorithm's own pairing: the end of an isolate ends the
+    embeddings inside it, the end of an embedding nothing outside its isolate,
+    the end of a line everything.
+    """
     wrong: set[int] = set()
     opened: list[_Opened] = []
     isolates: list[int] = []  # the places in `opened` that hold one
     letters = 0
-    for step in _BIDI_STEPS.finditer(segment.text):
+    for step in _BIDI_STEPS.finditer(text):
         control, at = step[0][0], step.start()
         if control in _EMBEDDINGS or control in _ISOLATES:
             if control in _ISOLATES:
@@ -208,5 +236,4 @@ def _bidi_controls(segment: Segment) -> Iterator[Finding]:
             isolates.clear()
         else:
             letters += 1
-    wrong.update(left.at for left in opened)
-    return (Finding(segment.index, "bidi_control", at, at + 1) for at in sorted(wrong))
+    return wrong, opened

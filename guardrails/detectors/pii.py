@@ -4,6 +4,7 @@ import re
 import socket
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from hashlib import sha256
 from itertools import accumulate
 from typing import Literal, NamedTuple
@@ -11,15 +12,22 @@ from typing import Literal, NamedTuple
 from guardrails import checksums, pii_patterns
 from guardrails.patterns import Match, Pattern, PatternSet
 from guardrails.pii_patterns import NUMBERS, TOKENS, WORDS, Number
+from guardrails.unfinished import Growing, Unfinished
 from models.finding import Finding, Segment
 
 # Whatever changes what is found, other than the patterns, raises it.
-_LOGIC = 1
+_LOGIC = 2
 _LEAST = 0.5
 _BEFORE = 40  # characters before a number, and after it, in which a word says what it is
 _AFTER = 32
+_EXTENSION_AFTER = 18  # of a phone number
 _LONGEST_NUMBER = 40  # with its spaces; an IBAN of 34 has eight
 _LONGEST_IBAN = 44
+_LONGEST_LIST = 240  # of numbers, only the first of which has a word beside it
+_LONGEST_RUN = 256  # of groups of digits that a stream waits for: more of it are no number
+_LONGEST_ALONE = 64  # of a text that is nothing but a number
+_CREDENTIALS_BEFORE = 80
+_LONGEST_WIDE_LOCAL = 8  # the name in an address, where no space tells where it begins
 
 _KINDS = frozenset(
     {number.kind for number in NUMBERS}
@@ -43,7 +51,8 @@ class PiiDetector:
                 f"no personal data is called {', '.join(sorted(unknown))}; known: {', '.join(sorted(_KINDS))}"
             )
         self.kinds = _KINDS if kinds is None else frozenset(kinds)
-        self.reach: int | None = 0 if self.kinds <= _NO_SPACES else _BEFORE + _LONGEST_IBAN + _AFTER
+        self.reach: int | None = 0 if self.kinds <= _NO_SPACES else _LONGEST_IBAN + _AFTER
+        self.context = _CREDENTIALS_BEFORE if self.kinds <= _NO_SPACES else _LONGEST_LIST + _BEFORE + _LONGEST_IBAN
         self._patterns = PatternSet(_PATTERNS)
         self.revision = _revision()
 
@@ -54,6 +63,25 @@ class PiiDetector:
             for found in self._search(segment)
             if found.kind in self.kinds
         ]
+
+    def open_from(self, text: str) -> int:
+        """From where on `text` may be part of what is found, or the words after it that decide; its length where
+        nothing is open."""
+        least = max(0, len(text) - _LONGEST_RUN)
+        end = _Text(Segment(0, text[least:], "assistant"))
+        opened = _open_address(end)
+        if not self.kinds <= _NO_SPACES:
+            opened = min(opened, _unfinished().open_from(end.folded))
+            if len(text) <= _LONGEST_ALONE and self._is_alone(end):
+                opened = 0
+        return least + opened
+
+    def _is_alone(self, text: "_Text") -> bool:
+        """Whether all so far is a number, or may be one: a word more, and it is not all there is."""
+        if text.bare:
+            return True
+        said = text.plain.strip()
+        return any(match.groups[0][1] - match.groups[0][0] >= len(said) for match in self._patterns.scan(said))
 
     def _search(self, segment: Segment) -> "list[_Found]":
         text = _Text(segment)
@@ -68,6 +96,7 @@ class _Found(NamedTuple):
     end: int
     kind: str
     confidence: float
+    listed: int = -1  # where the list of such numbers begins that it is in
 
 
 def _resolved(found: list[_Found]) -> list[_Found]:
@@ -140,16 +169,16 @@ def _words(window: str) -> list[str]:
 
 
 class _Text:
-    __slots__ = ("_bare", "_near", "original", "plain", "role")
+    __slots__ = ("_bare", "_near", "folded", "original", "plain", "role")
 
     def __init__(self, segment: Segment) -> None:
-        self.original = self.plain = segment.text
+        self.original = self.folded = self.plain = segment.text
         self.role = segment.role
         self._bare: bool | None = None
         self._near: tuple[tuple[int, int], Collection[str]] = ((-1, -1), ())
         if not self.plain.isascii():
-            folded = _FOLDED.sub(lambda m: _FOLDS[m[0]], self.plain)
-            self.plain = folded.encode("ascii", "replace").decode("ascii")
+            self.folded = _FOLDED.sub(lambda m: _FOLDS[m[0]], self.plain)
+            self.plain = self.folded.encode("ascii", "replace").decode("ascii")
 
     @property
     def bare(self) -> bool:
@@ -184,7 +213,8 @@ class _Text:
                 if words[place : place + len(phrase)] == phrase:
                     kinds.add(kind)
         if self.original is not self.plain:
-            window = self.original[max(0, start - _BEFORE) : start] + "\n" + self.original[end : end + _AFTER]
+            after = self.original[end : end + _AFTER].partition("\n")[0]
+            window = self.original[max(0, start - _BEFORE) : start] + "\n" + after
             if not window.isascii():
                 window = window.lower()
                 kinds.update(kind for phrase, kind in _SPEAKS_ANYWHERE if phrase in window)
@@ -253,6 +283,7 @@ _LOCAL_BACKWARDS = re.compile(r"[A-Za-z0-9_%+&'~.\-]{1,64}")
 _LOCAL_ANY_BACKWARDS = re.compile(r"[\w%+&'~.\-]{1,64}")
 _DOMAIN = re.compile(r"[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})+")
 _DOMAIN_ANY = re.compile(r"[^\W_](?:[\w-]{0,62})(?:[.\u3002][\w-]{1,63})+")
+_HOST = re.compile(r"[\w.\u3002-]*")
 _GLUED_TOP = re.compile(r"[a-z]{2,}(?=[A-Z][a-z])")  # ...@example.comThen
 _CREDENTIALS = re.compile(r"://[^\s/]*\Z")
 
@@ -264,28 +295,43 @@ def _email(text: _Text, match: Match, found: list[_Found]) -> None:
     end = _domain_end(plain, original, at + 1)
     if start >= at or not end or plain[start:at] == "git":
         return
-    if _CREDENTIALS.search(plain, max(0, start - 80), start) and not plain.startswith("mailto", max(0, start - 9)):
+    if _CREDENTIALS.search(plain, max(0, start - _CREDENTIALS_BEFORE), start) and not plain.startswith(
+        "mailto", max(0, start - 9)
+    ):
         return  # the user of a URL
     found.append(_Found(start, end, "email", 1.0))
 
 
 def _local_start(plain: str, original: str, at: int) -> int:
-    """Where the name before `at` begins. Scripts without spaces belong to it only where all of it is in one."""
+    """Where the name before `at` begins. Scripts without spaces belong to it only right before it."""
     backwards = original[max(0, at - 64) : at][::-1]
     local = _LOCAL_BACKWARDS.match(plain[max(0, at - 64) : at][::-1])
     length = local.end() if local else 0
     if original is not plain and length < len(backwards):
         beyond = backwards[length]
-        if beyond.isalpha() and (not length or not _without_spaces(beyond)):
+        if not length and _without_spaces(beyond):
+            wide = _LOCAL_ANY_BACKWARDS.match(backwards[:_LONGEST_WIDE_LOCAL])
+            length = wide.end() if wide else 0
+        elif beyond.isalpha() and not _without_spaces(beyond):
             wide = _LOCAL_ANY_BACKWARDS.match(backwards)
             length = wide.end() if wide else 0
-            if local and wide:
-                cut = next((i for i, c in enumerate(backwards[:length]) if _without_spaces(c)), length)
-                length = cut or length
+            length = next((i for i, c in enumerate(backwards[:length]) if _without_spaces(c)), length)
     start = at - length
     while start < at and original[start] in "-.&'~%+":
         start += 1
     return start if start < at and original[at - 1] != "." else at
+
+
+def _open_address(text: _Text) -> int:
+    """Of those in ASCII nothing is open: a stream is not cut in a word."""
+    plain, original = text.plain, text.original
+    if plain is original:
+        return len(plain)
+    at = plain.rfind("@")
+    if at >= 0 and _HOST.fullmatch(original, at + 1):
+        return _local_start(plain, original, at)
+    local = _LOCAL_ANY_BACKWARDS.match(original[-_LONGEST_WIDE_LOCAL:][::-1])
+    return len(original) - local.end() if local and _without_spaces(original[-1]) else len(original)
 
 
 def _domain_end(plain: str, original: str, start: int) -> int:
@@ -611,7 +657,7 @@ def _number(
         if crowd == "part":
             continue
         kinds = text.kinds_near(start, stop)
-        last = found[-1].kind if found and 0 <= start - found[-1].end <= 8 else ""
+        last, listed = _listed(start, found)
         if not kinds and not last and (crowd or (not alone and not text.bare)):
             continue
         digits = "".join(_GROUPS.findall(text.plain, start, stop))
@@ -619,7 +665,8 @@ def _number(
             near = number.kind in kinds or number.kind == last
             if (near or not crowd) and number.check(digits):
                 sure = 0.95 if near else (0.75 if number.checked else 0.65)
-                found.append(_Found(start, stop, number.kind, sure))
+                begins = listed if number.kind == last and number.kind not in kinds else start
+                found.append(_Found(start, stop, number.kind, sure, begins))
         bare = not crowd and text.bare
         if not kinds and not last and not bare:
             continue
@@ -627,7 +674,16 @@ def _number(
             near = number.kind in kinds or number.kind == last
             if (near or (bare and number.bare)) and number.check(digits):
                 sure = (0.85 if near else 0.6) if number.checked else (0.7 if near else _LEAST)
-                found.append(_Found(start, stop, number.kind, sure))
+                begins = listed if number.kind == last and number.kind not in kinds else start
+                found.append(_Found(start, stop, number.kind, sure, begins))
+
+
+def _listed(start: int, found: Sequence[_Found]) -> tuple[str, int]:
+    """The kind of the number right before it, and where the list begins that they are in."""
+    if not found or not 0 <= start - found[-1].end <= 8:
+        return "", -1
+    begins = found[-1].start if found[-1].listed < 0 else found[-1].listed
+    return (found[-1].kind, begins) if start - begins <= _LONGEST_LIST else ("", -1)
 
 
 def _crowd(key: str, at: int, shape: str) -> str:
@@ -777,11 +833,13 @@ def _strength(raw: str, *, plus: bool) -> float:
 
 
 _BASE58 = "[1-9A-HJ-NP-Za-km-z]"
+_IPV6 = r"(?:(?:[0-9A-Fa-f]{1,4}:){1,7}|:):[0-9A-Fa-f:.]*|(?:[0-9A-Fa-f]{1,4}:){6}[0-9A-Fa-f:.]+"
+_DIGITS = r"[+(]{0,2}\d(?:[ .()/-]{0,3}\d){6,}"
 _BECH32 = "[02-9ac-hj-np-z]"
 _TABLE: tuple[tuple[str, str, int, _Look], ...] = (
     ("email", r"[^\s@]@[A-Za-z0-9?][A-Za-z0-9?.-]*\.[A-Za-z0-9?-]{2}", 0, _email),
     ("ipv4", r"\d{1,3}(?:\.\d{1,3}){3}", 0, _ipv4),
-    ("ipv6", r"(?:(?:[0-9A-Fa-f]{1,4}:){1,7}|:):[0-9A-Fa-f:.]*|(?:[0-9A-Fa-f]{1,4}:){6}[0-9A-Fa-f:.]+", 0, _ipv6),
+    ("ipv6", _IPV6, 0, _ipv6),
     ("mac", r"[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5}|[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}", 0, _mac),
     ("iban", rf"(?i)\b(?:{'|'.join(sorted(checksums.IBAN_LENGTHS))})\d\d[ -]?[a-z0-9]", 0, _iban),
     (
@@ -791,11 +849,24 @@ _TABLE: tuple[tuple[str, str, int, _Look], ...] = (
         _wallet,
     ),
     ("birth", rf"(?i)\b(?:{pii_patterns.BIRTH_WORDS})", 0, _birth),
-    ("digits", r"[+(]{0,2}\d(?:[ .()/-]{0,3}\d){6,}", 0, _digits),
+    ("digits", _DIGITS, 0, _digits),
     *((token.kind, token.expression, 1, _token(token)) for token in TOKENS),
+)
+# What a stream has to wait for: numbers, and the words behind them.
+_GROWING = (
+    Growing(_DIGITS, after=_EXTENSION_AFTER + _AFTER),
+    Growing(rf"(?i)\b(?:{'|'.join(sorted(checksums.IBAN_LENGTHS))})\d\d(?:[ -]?[a-z0-9]){{1,{_LONGEST_IBAN}}}"),
+    Growing(rf"(?i)\b(?:{pii_patterns.BIRTH_WORDS}){_BORN.pattern}", frozenset({1})),
+    Growing(rf"(?:^|[^0-9A-Za-z_:])({_IPV6})", frozenset({1}), after=_AFTER),
+    Growing("|".join(f"(?:{token.expression})" for token in TOKENS), after=_AFTER),
 )
 _PATTERNS = [Pattern(name, expression, group=group) for name, expression, group, _ in _TABLE]
 _LOOKS = [look for *_, look in _TABLE]
+
+
+@cache
+def _unfinished() -> Unfinished:
+    return Unfinished(_GROWING, limit=_LONGEST_IBAN)
 
 
 def _revision() -> str:

@@ -24,6 +24,8 @@ async def found(text: str, role: Role = "user") -> list[tuple[str, str]]:
         ("<jürgen@müller.example>", "email", "jürgen@müller.example"),
         ("邮箱是bob@example.com请联系", "email", "bob@example.com"),
         ("用户@例え.jp", "email", "用户@例え.jp"),
+        ("联系我们почта@пример.рф", "email", "почта@пример.рф"),
+        ("請在十二月以前告訴我們的用户@例え.jp", "email", "前告訴我們的用户@例え.jp"),  # nobody can tell where it begins
         ("bob＠example．com", "email", "bob＠example．com"),
         ("Mail bob@example.com.Thanks", "email", "bob@example.com"),
         ("mailto://bob@example.com", "email", "bob@example.com"),
@@ -179,18 +181,49 @@ def test_what_is_asked_for_must_exist() -> None:
         PiiDetector({"e-mail"})
 
 
-def test_what_holds_no_white_space_needs_nothing_held_back() -> None:
-    assert PiiDetector({"email", "crypto_address"}).reach == 0
+async def test_a_list_is_one_for_240_characters() -> None:
+    numbers = [f"{n:03}-45-6789"[:11].replace("-", "") for n in range(101, 151)]
+
+    values = await found("SSNs " + ", ".join(numbers))
+
+    assert [value for kind, value in values if kind == "us_ssn"] == numbers[:22]
 
 
-async def test_reach_covers_the_longest_number_and_the_words_around_it() -> None:
-    assert DETECTOR.reach is not None
-    iban = "MT84 MALT 0110 0001 2345 MTLC AST0 01S"
-    far = "passport" + " " * 31 + "K1234567"
+@pytest.mark.parametrize(
+    ("text", "opened"),
+    [
+        ("my card is ", ""),
+        ("my card is 4111 1111 1", "4111 1111 1"),
+        ("it is (415) 555-2671 is my ", "(415) 555-2671 is my "),  # a word may follow that says what it is
+        ("it is (415) 555-2671\n", ""),
+        ("it is (415) 555-2671 and the words behind it are many, and say nothing ", ""),
+        ("so is K1234567 my ", "K1234567 my "),
+        ("so is DE89 3704 0044 0532 ", "DE89 3704 0044 0532 "),
+        ("so is DE89 3704 0044 0532 0130 00 ", "DE89 3704 0044 0532 0130 00 "),
+        ("he was born on 12 ", "born on 12 "),
+        ("he was born in Paris ", ""),
+        ("in 2024 and 12 ", "12 "),
+        ("write to bob@example.com ", ""),
+        ("请联系bob@例子.", "bob@例子."),
+        ("请联系。用户", "用户"),
+        ("請在 12 月以前告訴我們關於這個項目", "我們關於這個項目"),
+        ("536904398 ", "536904398 "),
+        ("536904398 is ", "536904398 is "),
+        ("K1234567 ", "K1234567 "),
+        ("The ", ""),
+        ("1 " * 400, "1 " * 128),
+    ],
+)
+def test_a_stream_waits_for_numbers_and_the_words_behind_them(text: str, opened: str) -> None:
+    assert text[DETECTOR.open_from(text) :] == opened
 
-    assert await found(iban) == [("iban", iban)]
-    assert await found(far) == [("passport", "K1234567")]
-    assert max(len(iban), len(far)) <= DETECTOR.reach
+
+def test_for_addresses_a_stream_waits_for_no_number() -> None:
+    addresses = PiiDetector({"email", "crypto_address"})
+
+    assert addresses.reach == 0
+    assert addresses.open_from("my card is 4111 1111 ") == 21
+    assert addresses.open_from("用户@") == 0
 
 
 def test_revision_is_the_same_for_the_same_patterns() -> None:
