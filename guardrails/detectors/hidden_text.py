@@ -131,7 +131,6 @@ class HiddenTextDetector:
                 findings.extend(_bidi_controls(segment))
         return findings
 
-
     def open_from(self, text: str) -> int:
         """From where on `text` may be part of what is found, or turn out well; its length where nothing is open."""
         token = _OPEN_TOKEN.search(text, max(0, len(text) - _LONGEST_TOKEN))

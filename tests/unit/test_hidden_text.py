@@ -189,3 +189,25 @@ async def test_time_grows_with_the_text_and_not_faster(piece: str) -> None:
 
     assert time.process_time() - before < 3
     assert all(0 <= f.start < f.end <= len(text) for f in findings)
+
+
+@pytest.mark.parametrize(
+    ("text", "opened"),
+    [
+        ("nothing at all ", ""),
+        ("<|im_start|> ", ""),
+        ("a <s> ", "<s> "),  # so far it is struck through
+        ("a <s> [I", "<s> [I"),
+        ("a <s> b", ""),
+        ("<｜begin▁of", "<｜begin▁of"),
+        (f"see {RLI}x ", f"{RLI}x "),
+        (f"see {RLI}ש{PDI} x ", ""),
+        (f"see {RLI}ש\n", ""),
+        (f"see {RLI}" + "a " * 200, ""),
+        (f"文{ZWSP}{ZWSP}", f"文{ZWSP}{ZWSP}"),
+        (f"é 文{SHY}字{SHY}文", f"文{SHY}字{SHY}文"),
+        ("中文", "文"),  # it may go on after each letter
+    ],
+)
+def test_a_stream_waits_for_what_may_yet_turn_out_well_or_badly(text: str, opened: str) -> None:
+    assert text[HiddenTextDetector().open_from(text) :] == opened

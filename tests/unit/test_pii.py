@@ -25,7 +25,11 @@ async def found(text: str, role: Role = "user") -> list[tuple[str, str]]:
         ("邮箱是bob@example.com请联系", "email", "bob@example.com"),
         ("用户@例え.jp", "email", "用户@例え.jp"),
         ("联系我们почта@пример.рф", "email", "почта@пример.рф"),
-        ("請在十二月以前告訴我們的用户@例え.jp", "email", "前告訴我們的用户@例え.jp"),  # nobody can tell where it begins
+        (
+            "請在十二月以前告訴我們的用户@例え.jp",
+            "email",
+            "前告訴我們的用户@例え.jp",
+        ),  # nobody can tell where it begins
         ("bob＠example．com", "email", "bob＠example．com"),
         ("Mail bob@example.com.Thanks", "email", "bob@example.com"),
         ("mailto://bob@example.com", "email", "bob@example.com"),
