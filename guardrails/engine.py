@@ -115,6 +115,42 @@ async def screen(
     return await work.aside(lambda: work.screened(placeholders if masks else None))
 
 
+class Glance:
+    """Whether a rule may find anything in a few short texts of one role: where none does, `screen` has nothing to do.
+
+    `finds_nothing` says so only if every detector has looked. It is several
+    times as quick, for a text that is looked at again whenever it grows.
+    """
+
+    def __init__(self, rules: Sequence[Rule], role: Role, phase: Phase) -> None:
+        self._role: Role = role
+        self._calls = _calls(rules, {role}, phase)
+        self._inline = all(call.detector.inline for call in self._calls)
+        # The kinds that are asked for; None: all.
+        self._wanted = [_wanted([rules[number] for number in call.rules]) for call in self._calls]
+
+    def finds_nothing(self, texts: Sequence[str], tally: Tally) -> bool:
+        if not self._inline or sum(map(len, texts)) > _LARGE:
+            return False
+        segments = [Segment(at, text, self._role) for at, text in enumerate(texts)]
+        for call, wanted in zip(self._calls, self._wanted, strict=True):
+            began = perf_counter()
+            try:
+                findings = _driven(call.detector, segments)
+            except _RAISED:
+                return False  # `screen` makes the same of it, and says so
+            name = call.detector.name
+            tally.seconds[name] = tally.seconds.get(name, 0.0) + perf_counter() - began
+            if findings and (wanted is None or any(finding.kind in wanted for finding in findings)):
+                return False
+        return True
+
+
+def _wanted(rules: Sequence[Rule]) -> frozenset[str] | None:
+    kinds = [rule.kinds for rule in rules]
+    return None if None in kinds else frozenset().union(*(some for some in kinds if some is not None))
+
+
 class Restored(NamedTuple):
     """As in `Screened`: for `View.rewritten`, with all of them resealed."""
 

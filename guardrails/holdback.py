@@ -23,11 +23,14 @@ _SEAM = 1024  # where a text was cut inside a word, so much of the word is conte
 _KEY = re.compile(r"-{4,5} ?BEGIN(?P<header>[ A-Z0-9_]{0,100})(?P<open>\Z)?|-{4,5} (?:B(?:E(?:GI?)?)?)?\Z", re.I)
 _KEY_END = re.compile(r"-{4,5} ?END[ A-Z0-9_]{0,100}-{4,5}", re.I)
 _BETWEEN_DIGITS = frozenset(" \t\xa0.-/()+:")
-# Scripts that put no spaces between words, and their punctuation. Not the wide forms of ASCII, which are ASCII to some.
-_SPACELESS = re.compile(
-    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3001-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\uf900-\ufaff\uff01\uff0c\uff1a\uff1b\uff1f\U00020000-\U0003ffff]"
+# White space, and scripts that put none between words, with their punctuation. Not the wide forms of ASCII, which are
+# ASCII to some.
+_BREAK = (
+    r"(?:\s|(?!\d)[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3001-\u312f\u31a0-\u31ff\u3400-\u4dbf"
+    r"\u4e00-\u9fff\uf900-\ufaff\uff01\uff0c\uff1a\uff1b\uff1f\U00020000-\U0003ffff])"
 )
+_A_BREAK = re.compile(_BREAK)
+_TO_THE_LAST_BREAK = re.compile(f".*{_BREAK}", re.DOTALL)
 
 
 class Gate(NamedTuple):
@@ -98,6 +101,7 @@ class HeldText:
         self.released = 0
         self.trusted = 0  # what begins before it, in the context, may be something else in the whole text
         self.waits = 0  # nothing can be decided before that is there
+        self._again = 0  # nor is it looked at again before that is
         self.rewritten = False
         self.beside: deque[Beside] = deque()
         self._gate = gate
@@ -148,9 +152,9 @@ class HeldText:
             return self.all_there_is()
         if gate.reach is None:
             return None
-        # With a long reach much is looked at twice: not for every word.
         limit = min(self.size - gate.reach, self._broken)
-        if limit <= max(self.released + gate.reach // 16, self.waits - 1):
+        # With a long reach much is looked at twice: not for every word.
+        if self.size < self._again or limit <= max(self.released + gate.reach // 16, self.waits - 1):
             return None
         self._join()
         cut = self.break_before(limit)
@@ -162,6 +166,7 @@ class HeldText:
         if opened + self._base < cut:
             cut = self.break_before(opened + self._base)
         if cut <= max(self.released, self.waits - 1):
+            self._again = self.size + (self.size - self.released) // 16
             return None
         # Looked at to the end of the last word: what is found may go on beyond the cut.
         return Window(self._text if gate.reach or gate.openers else self._text[:end], self._base, cut)
@@ -197,7 +202,7 @@ class HeldText:
             self._replaced_to = self._edited
         end = cut - self._base
         self.trusted = cut - self._gate.context
-        if end and not _is_break(self._text, end - 1):
+        if end and _A_BREAK.match(self._text, end - 1) is None:
             word = _last_break(self._text, end, max(end - _SEAM, 0)) + self._base
             self.trusted = min(self.trusted, word)
         base = max(self.trusted - 1 - (_SLACK if self._gate.context else 0), self._base)
@@ -211,6 +216,10 @@ class HeldText:
             self._fresh = []
 
     def _pieces(self, cut: int, edits: Sequence[Edit]) -> list[Piece]:
+        if not edits and not self.beside:
+            text = self._text[self.released - self._base : cut - self._base]
+            self._written += len(text)
+            return [Piece(text)] if text else []
         pieces: list[Piece] = []
         out = _Writer(self._text, self._base, self.released, edits)
         logprobs: Any = None
@@ -330,17 +339,10 @@ def _joined(so_far: Any, more: Any) -> Any:
 # --- places to cut at
 
 
-def _is_break(text: str, at: int) -> bool:
-    char = text[at]
-    return char.isspace() or (char >= "\u0e00" and not char.isdigit() and _SPACELESS.match(char) is not None)
-
-
 def _last_break(text: str, end: int, least: int) -> int:
     """`least` where there is none after it."""
-    for place in range(end, least, -1):
-        if _is_break(text, place - 1):
-            return place
-    return least
+    found = _TO_THE_LAST_BREAK.match(text, least, end)
+    return least if found is None else found.end()
 
 
 def _open_run(text: str, end: int, least: int) -> int:

@@ -7,14 +7,13 @@ else (tool calls, blocks, fields nobody knows) is looked at whole.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
-from guardrails import engine
-from guardrails.engine import Found, Screened, Tally
+from guardrails.engine import Found, Glance, Screened, Tally, screen
 from guardrails.holdback import CAP, HeldText, Piece, Window, gate
-from guardrails.policy import Phase, Rule
+from guardrails.policy import Rule
 from guardrails.redact import Edit, label, redaction
 from guardrails.spans import Span, merged
 from guardrails.view import answer_segments
@@ -33,20 +32,6 @@ _BARE = frozenset({"index", "delta", "logprobs", "finish_reason"})
 _CHOICE = frozenset({"finish_reason", "native_finish_reason"})
 
 
-class Screening(Protocol):
-    """`guardrails.engine.screen`."""
-
-    async def __call__(
-        self,
-        segments: Sequence[Segment],
-        rules: Sequence[Rule],
-        *,
-        phase: Phase,
-        joints: Sequence[Sequence[int]] = (),
-        tally: Tally | None = None,
-    ) -> Screened: ...
-
-
 class StreamScreen:
     """One answer. `feed` and `end` give the chunks that may go on, in order, none of them with anything in it that a
     rule acts on. They raise `ContentBlocked` or `GuardrailUnavailable` after the last that is clean; if any has gone
@@ -56,10 +41,9 @@ class StreamScreen:
     and `acted` are the engine's, and final after `end`.
     """
 
-    def __init__(self, rules: Sequence[Rule], screen: Screening = engine.screen, *, tally: Tally | None = None) -> None:
+    def __init__(self, rules: Sequence[Rule], *, tally: Tally | None = None) -> None:
         self.keepable = True
         self.tally = tally if tally is not None else Tally()
-        self._screen = screen
         rules = [rule for rule in rules if any(rule.looks_at(role, "output") for role in _ROLES)]
         self._rules = tuple(rules)
         gating = [rule for rule in rules if rule.gates and not rule.dry_run]
@@ -75,6 +59,7 @@ class StreamScreen:
         self._text_rules = [rule for rule in softened if rule.looks_at("assistant", "output")]
         self._watching = [rule for rule in watching if rule.looks_at("assistant", "output")]
         self._gate = gate(self._text_rules)
+        self._glance = Glance(self._text_rules, "assistant", "output")
         self._choices: dict[int, _Choice] = {}
         self._frame: Json = {}
         self._frame_as_it_came: Json = {}
@@ -88,24 +73,27 @@ class StreamScreen:
         """In the order of the rules."""
         return tuple(self._acted[number] for number in sorted(self._acted))
 
-    async def feed(self, chunk: Chunk, *, more: bool = False) -> AsyncIterator[Chunk]:
+    def feed(self, chunk: Chunk, *, more: bool = False) -> AsyncIterator[Chunk]:
         """`more`: the next chunk is there already, so that this one may wait for it."""
-        if not self._gates:
-            yield chunk
-            if self._rules:
-                await self._take(chunk.fields, more=more)
-                self._out.clear()
-            return
-        stopped = await _stopped_by(self._take(chunk.fields, more=more))
-        for released in self._released(stopped):
-            yield released
-        if stopped is not None:
-            raise stopped
+        if not self._take_quickly(chunk.fields):
+            return self._fed(self._take(chunk.fields, more=more), chunk)
+        if not (more and self._fresh < self._gate.batch) and not self._release_quickly():
+            return self._fed(self._release(self._choices.values()), chunk)
+        released = self._released(None)
+        return _Ready(released if self._gates else [chunk])
 
     async def end(self) -> AsyncIterator[Chunk]:
         stopped = await _stopped_by(self._finish())
         for released in self._released(stopped) if self._gates else ():
             yield released
+        if stopped is not None:
+            raise stopped
+
+    async def _fed(self, work: Awaitable[None], chunk: Chunk) -> AsyncIterator[Chunk]:
+        stopped = await _stopped_by(work)
+        released = self._released(stopped)
+        for one in released if self._gates else [chunk]:
+            yield one
         if stopped is not None:
             raise stopped
 
@@ -140,8 +128,30 @@ class StreamScreen:
             choice = self._choices.setdefault(index, _Choice(index))
             await self._take_choice(choice, part)
         if not more or self._fresh >= self._gate.batch:
-            self._fresh = 0
             await self._release(self._choices.values())
+
+    def _take_quickly(self, fields: Json) -> bool:
+        """Where it is like the one before, but for its text, as nearly every chunk is; False: it is not taken."""
+        parts = fields.get("choices")
+        frame = self._frame_as_it_came
+        if not parts or len(parts) != 1 or len(fields) != len(frame) + 1:
+            return False
+        for name, value in fields.items():
+            if name != "choices" and frame.get(name, fields) != value:
+                return False
+        choice = self._choices.get(parts[0].get("index", 0))
+        return choice is not None and self._take_text_alone(choice, parts[0])
+
+    def _take_text_alone(self, choice: "_Choice", part: Json) -> bool:
+        held = choice.current
+        if held is None or held.name != "content":
+            return False
+        text = _nothing_but_text(part)
+        if text is None:
+            return False
+        held.add(text)
+        self._fresh += len(text)
+        return True
 
     async def _take_frame(self, fields: Json) -> None:
         """What chunks say beside their choices is mostly the same in each of them."""
@@ -165,10 +175,7 @@ class StreamScreen:
             self._out.append(bare)
 
     async def _take_choice(self, choice: "_Choice", part: Json) -> None:
-        held = choice.current
-        if held is not None and held.name == "content" and (text := _nothing_but_text(part)) is not None:
-            held.add(text)
-            self._fresh += len(text)
+        if self._take_text_alone(choice, part):
             return
         if "text" in part and "delta" not in part:
             await self._take_text(choice, "text", part["text"] or "", part.get("logprobs"))
@@ -323,7 +330,7 @@ class StreamScreen:
     ) -> Screened:
         tally = Tally()  # it counts what is in the context again
         try:
-            screened = await self._screen(segments, rules, phase="output", joints=joints, tally=tally)
+            screened = await screen(segments, rules, phase="output", joints=joints, tally=tally)
         finally:
             self.tally.failed += tally.failed
             for name, seconds in tally.seconds.items():
@@ -351,7 +358,7 @@ class StreamScreen:
 
     async def _release(self, choices: "Iterable[_Choice]", *, whole: bool = False) -> None:
         """Of each text what is decided, and all of it where it is `whole`."""
-        windows: list[tuple[_Choice, HeldText, Window]] = []
+        windows: list[_Looked] = []
         for choice in choices:
             for held in choice.texts.values():
                 window = held.window(whole=whole)
@@ -359,15 +366,41 @@ class StreamScreen:
                     self._give_up()
                     window = held.all_there_is()
                 if window is not None:
-                    windows.append((choice, held, window))
+                    windows.append(_Looked(choice, held, window))
                 elif held.beside and not held.holds:
                     self._let_out(choice, held, held.release(held.size, ()))
+        self._fresh = 0
+        if not self._let_out_clean(windows):
+            await self._let_out_judged(windows)
+
+    def _release_quickly(self) -> bool:
+        """The same where nothing is found; False: it is still to be done."""
+        windows: list[_Looked] = []
+        for choice in self._choices.values():
+            for held in choice.texts.values():
+                if held.overfull or held.beside:
+                    return False
+                window = held.window(whole=False)
+                if window is not None:
+                    windows.append(_Looked(choice, held, window))
+        if not self._let_out_clean(windows):
+            return False
+        self._fresh = 0
+        return True
+
+    def _let_out_clean(self, windows: "Sequence[_Looked]") -> bool:
+        if windows and not self._glance.finds_nothing([one.window.text for one in windows], self.tally):
+            return False
+        for choice, held, window in windows:
+            self._let_out(choice, held, held.release(window.cut, ()))
+        return True
+
+    async def _let_out_judged(self, windows: "Sequence[_Looked]") -> None:
         found: list[list[Found]] = [[] for _ in windows]
-        if windows and self._text_rules:
-            # Numbered here, whatever the texts are: the same ones are looked at once.
-            segments = [Segment(at, window.text, "assistant") for at, (_, _, window) in enumerate(windows)]
-            for one in (await self._looked(segments, self._text_rules)).found:
-                found[one.segment].append(one)
+        # Numbered here, whatever the texts are: the same ones are looked at once.
+        segments = [Segment(at, one.window.text, "assistant") for at, one in enumerate(windows)]
+        for one in (await self._looked(segments, self._text_rules)).found:
+            found[one.segment].append(one)
         blocking: _Blocking = []
         for (choice, held, window), mine in zip(windows, found, strict=True):
             verdict = self._judged(held, window, mine)
@@ -469,6 +502,12 @@ class StreamScreen:
         self._out.append({**self._frame, "choices": [part]})
 
 
+class _Looked(NamedTuple):
+    choice: "_Choice"
+    held: HeldText
+    window: Window
+
+
 class _Verdict(NamedTuple):
     cut: int
     edits: list[Edit]
@@ -549,6 +588,21 @@ class _Call:
     def whole(self) -> Json:
         written = {field: "".join(pieces) for field, pieces in self._written.items()}
         return {"index": self.index, **self.fields, self._kind: {**self._function, **written}}
+
+
+class _Ready:
+    """What there is at once."""
+
+    def __init__(self, chunks: Iterable[Chunk]) -> None:
+        self._chunks = iter(chunks)
+
+    def __aiter__(self) -> "_Ready":
+        return self
+
+    async def __anext__(self) -> Chunk:
+        for chunk in self._chunks:
+            return chunk
+        raise StopAsyncIteration
 
 
 async def _stopped_by(work: Awaitable[None]) -> GatewayError | None:
