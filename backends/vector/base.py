@@ -1,7 +1,7 @@
 """The protocol of a vector store."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -18,13 +18,24 @@ class Neighbor(msgspec.Struct, frozen=True, gc=False):
     payload: bytes
 
 
+class StoredVector(NamedTuple):
+    """`expires_at` in seconds since the epoch, infinite without a TTL."""
+
+    namespace: str
+    entry_id: str
+    vector: Vector
+    payload: bytes
+    expires_at: float
+
+
 class VectorStore(Protocol):
     """Unit vectors of `dimensions` float32, by namespace.
 
     Namespaces are `/`-joined paths, many and mostly tiny; a search sees one of
     them and nothing else. An entry past its TTL is never returned and takes no
     place in the result. Failures are `BackendError`, a full store `StoreFull`,
-    a vector of other dimensions `ValueError`.
+    a vector of other dimensions `ValueError`. A store is made without waiting
+    for what is behind it, and comes to life by itself when that is there.
     """
 
     dimensions: int
@@ -42,6 +53,10 @@ class VectorStore(Protocol):
 
     async def clear(self, prefix: str) -> int:
         """Removes the namespace `prefix` and all below it (`prefix/…`); `""` is everything. How many went."""
+
+    def entries(self, prefix: str) -> AsyncIterator[StoredVector]:
+        """Every live entry of the namespace `prefix` and all below it, once, in any order, a few at a time. Of what is
+        written or goes meanwhile it may have the one or the other."""
 
     async def count(self) -> int: ...
 
