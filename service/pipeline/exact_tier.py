@@ -5,7 +5,6 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from typing import Literal
 
 import msgspec
 
@@ -13,12 +12,10 @@ from backends.exact.base import ExactStore
 from models.completion import Completion, Entry
 from models.errors import BackendError
 from service.context import Context
+from service.pipeline.health import READING, WRITING, Health
 from service.telemetry.metrics import Metrics
 
 log = logging.getLogger("keepgate.cache")
-
-# They fail and recover apart: a full disk refuses writes and is read as before.
-Activity = Literal["reading", "writing"]
 
 # Nobody waits for a write but newcomers' look-ups, which are served meanwhile.
 _WRITE_DEADLINE = 5.0
@@ -44,14 +41,14 @@ class ExactTier:
         self._metrics = metrics
         self._clock = clock
         self._random = randomness
-        self._failing: set[Activity] = set()
+        self.health = Health("exact", metrics)
 
     async def lookup(self, context: Context, key: str) -> Entry | None:
         """The live entry, no older than the request's `max-age`."""
         started = time.perf_counter()
         endpoint = context.endpoint.name
         entry = await self.again(context, key)
-        if "reading" in self._failing:
+        if self.health.failing(READING):
             self._metrics.cache_lookups.add((endpoint, "exact", "error"))
             return None
         self._metrics.cache_lookups.add((endpoint, "exact", "miss" if entry is None else "hit"))
@@ -61,21 +58,23 @@ class ExactTier:
     async def again(self, context: Context, key: str) -> Entry | None:
         """A look-up that is not counted: the request was."""
         try:
-            entry = await self.fetch(context, key)
-        except (BackendError, TimeoutError) as error:
-            self.fails("reading", error)
+            return await self.fetch(context, key)
+        except (BackendError, TimeoutError):
             return None
-        if self._failing:
-            self._works("reading")
-        return entry
 
     async def fetch(self, context: Context, key: str) -> Entry | None:
         """The same; raises `BackendError` or `TimeoutError`."""
-        if self._deadline is None:
-            value = await self.store.get(namespace(context), key)
-        else:
-            async with asyncio.timeout(self._deadline):
+        self.health.ask(READING)
+        try:
+            if self._deadline is None:
                 value = await self.store.get(namespace(context), key)
+            else:
+                async with asyncio.timeout(self._deadline):
+                    value = await self.store.get(namespace(context), key)
+        except (BackendError, TimeoutError) as error:
+            self.health.failed(READING, error)
+            raise
+        self.health.works(READING)
         if value is None:
             return None
         try:
@@ -107,29 +106,17 @@ class ExactTier:
         if newer is not None and newer.created_at > asked_at:
             return False
         try:
+            self.health.ask(WRITING)
             async with asyncio.timeout(_WRITE_DEADLINE):
                 await self.store.put(namespace(context), entry.entry_id, _encode(entry), ttl=ttl)
         except (BackendError, TimeoutError) as error:
-            self.fails("writing", error)
+            self.health.failed(WRITING, error)
             return False
-        if self._failing:
-            self._works("writing")
+        self.health.works(WRITING)
         return True
 
     def now(self) -> float:
         return self._clock()
-
-    def fails(self, what: Activity, error: Exception) -> None:
-        if what not in self._failing:
-            self._failing.add(what)
-            log.warning("the exact tier is degraded (%s): %s", what, str(error) or type(error).__name__)
-        self._metrics.degraded.set(("exact",), 1)
-
-    def _works(self, what: Activity) -> None:
-        self._failing.discard(what)
-        if not self._failing:
-            log.info("the exact tier is well again")
-            self._metrics.degraded.set(("exact",), 0)
 
 
 def namespace(context: Context) -> str:

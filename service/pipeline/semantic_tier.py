@@ -5,7 +5,6 @@ goes on as a miss.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -19,14 +18,14 @@ from service.caching.identity import Question
 from service.caching.threshold import near_enough, nearest_rejected
 from service.caching.vetoes import veto
 from service.context import Context
-from service.pipeline.exact_tier import Activity, ExactTier, namespace
+from service.pipeline.exact_tier import ExactTier, namespace
+from service.pipeline.health import READING, WRITING, Health
 from service.telemetry.metrics import Metrics
-
-log = logging.getLogger("keepgate.cache")
 
 # Enough that a few expired entries on top do not hide a live one.
 _CANDIDATES = 4
 _RELOAD_EVERY = 30.0
+_TRY_AGAIN_EVERY = 2.0
 _WRITE_DEADLINE = 5.0
 
 
@@ -59,26 +58,31 @@ class SemanticTier:
         self._deadline = deadline
         self._metrics = metrics
         self._clock = clock
-        self._failing: set[tuple[str, Activity]] = set()
+        self._embedding = Health("embedder", metrics)
+        self._searching = Health("vector", metrics)
         self.loaded = False  # the embedder is there
         self.settled = False  # it is there, or it was tried and is declared degraded
 
     async def load(self) -> None:
         """Loads the embedder and the vectors, trying again while they cannot be. Runs until they are there."""
-        while not self.loaded:
-            component = "embedder"
-            try:
-                await self.embedder.load()
-                self._recovers("embedder")
-                component = "vector"
-                await self.vectors.load()
-            except (BackendError, ConfigError, OSError) as error:
-                self._fails(component, error)
-                self.settled = True
-                await asyncio.sleep(_RELOAD_EVERY)
-            else:
-                self._recovers("vector")
-                self.loaded = self.settled = True
+        while not await self._loads(self.embedder, self._embedding):
+            self.settled = True
+            await asyncio.sleep(_RELOAD_EVERY)
+        # A store that is not there now comes to life by itself; nobody waits for it to be served.
+        there = await self._loads(self.vectors, self._searching)
+        self.loaded = self.settled = True
+        while not there:
+            await asyncio.sleep(_TRY_AGAIN_EVERY)
+            there = await self._loads(self.vectors, self._searching)
+
+    async def _loads(self, part: Embedder | VectorStore, health: Health) -> bool:
+        try:
+            await part.load()
+        except (BackendError, ConfigError, OSError) as error:
+            health.failed(READING, error)
+            return False
+        health.works(READING)
+        return True
 
     async def lookup(self, context: Context, question: Question) -> Found:
         """The best entry at or above the request's threshold that is still there and fresh enough."""
@@ -87,26 +91,27 @@ class SemanticTier:
         started = time.perf_counter()
         endpoint, threshold = context.endpoint.name, context.directives.threshold
         found = Found()
-        component = "embedder"
+        asked: Health | None = None
         try:
+            self._searching.ask(READING)
+            self._embedding.ask(READING)
             async with asyncio.timeout(self._deadline):
+                asked = self._embedding
                 found.vector = (await self.embedder.embed([question.text], role="query"))[0]
-                self._recovers("embedder")
-                component = "vector"
+                asked.works(READING)
+                asked = self._searching
                 where = self._namespace(context, question)
                 neighbors = await self.vectors.nearest(where, found.vector, limit=_CANDIDATES)
-                self._recovers("vector")
-                allowed, vetoed = _judged(question.text, near_enough(neighbors, threshold=threshold))
-                found.rejected = nearest_rejected(neighbors, allowed)
-                component = "exact"
-                found.entry, found.similarity = await self._live(context, allowed)
+                asked.works(READING)
+            asked = None  # the exact tier keeps its own account, and has a deadline of its own
+            allowed, vetoed = _judged(question.text, near_enough(neighbors, threshold=threshold))
+            found.rejected = nearest_rejected(neighbors, allowed)
+            found.entry, found.similarity = await self._live(context, allowed)
         except TextRefused as error:
             return Found(detail="too-long" if isinstance(error, TextTooLong) else "not-text")
         except (BackendError, TimeoutError) as error:
-            if component == "exact":
-                self._exact.fails("reading", error)
-            else:
-                self._fails(component, error)
+            if asked is not None:
+                asked.failed(READING, error)
             self._metrics.cache_lookups.add((endpoint, "semantic", "error"))
             found.detail = "degraded"
             return found
@@ -124,21 +129,23 @@ class SemanticTier:
         ttl = entry.expires_at - self._clock()
         if ttl <= 0:
             return
+        asked, activity = self._embedding, READING
         try:
             if vector is None:
+                asked.ask(activity)
                 async with asyncio.timeout(self._deadline):
                     vector = (await self.embedder.embed([question.text], role="document"))[0]
+                asked.works(activity)
+            asked, activity = self._searching, WRITING
+            asked.ask(activity)
             where = self._namespace(context, question)
             async with asyncio.timeout(_WRITE_DEADLINE):
                 await self.vectors.upsert(where, entry.entry_id, vector, question.text.encode(), ttl=ttl)
-            self._recovers("vector", "writing")
+            asked.works(activity)
         except TextRefused:
             return
         except (BackendError, TimeoutError) as error:
-            if vector is None:
-                self._fails("embedder", error)
-            else:
-                self._fails("vector", error, "writing")
+            asked.failed(activity, error)
 
     async def _live(self, context: Context, neighbors: Sequence[Neighbor]) -> tuple[Entry | None, float | None]:
         for neighbor in neighbors:
@@ -149,21 +156,6 @@ class SemanticTier:
 
     def _namespace(self, context: Context, question: Question) -> str:
         return f"{namespace(context)}/{question.namespace}"
-
-    def _fails(self, component: str, error: Exception, what: Activity = "reading") -> None:
-        if (component, what) not in self._failing:
-            self._failing.add((component, what))
-            log.warning(
-                "the semantic tier is degraded (%s, %s): %s", component, what, str(error) or type(error).__name__
-            )
-        self._metrics.degraded.set((component,), 1)
-
-    def _recovers(self, component: str, what: Activity = "reading") -> None:
-        if (component, what) in self._failing:
-            self._failing.discard((component, what))
-            log.info("the semantic tier is well again (%s, %s)", component, what)
-        if all(failing != component for failing, _ in self._failing):
-            self._metrics.degraded.set((component,), 0)
 
 
 def _judged(asked: str, neighbors: Sequence[Neighbor]) -> tuple[list[Neighbor], str]:

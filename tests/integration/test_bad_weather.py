@@ -435,7 +435,7 @@ def test_a_full_disk_pauses_caching_and_nothing_else(tmp_path: Path, mock: Mock)
     assert degraded == 1
     assert kept == "exact"
     assert still == 1  # reading works, and does not hide that writing does not
-    assert log.count("the exact tier is degraded") == 1
+    assert log.count("the cache is degraded (exact") == 1
 
 
 def test_a_store_at_its_limit_keeps_what_is_new(tmp_path: Path, mock: Mock) -> None:
