@@ -99,7 +99,7 @@ def test_reading_rests_while_writing_goes_on_and_the_gauge_tells_of_both(health:
     health.ask(WRITING)
     health.failed(WRITING, BROKEN)
     health.works(READING)
-    during = metrics.degraded.state()
+    during = dict(metrics.degraded.state())
     health.works(WRITING)
 
     assert during == {("exact",): 1}
