@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
@@ -30,6 +29,7 @@ from redis.exceptions import (
 )
 from redis.maint_notifications import MaintNotificationsConfig
 
+from backends.redis_address import RedisAddress
 from models.errors import BackendError, ConfigError, StoreFull
 
 # A backstop, seconds: the deadline of a lookup is its caller's, and far shorter.
@@ -37,38 +37,6 @@ _CONNECT_TIMEOUT = 2.0
 _SOCKET_TIMEOUT = 5.0
 
 Client = Redis | RedisCluster
-
-
-class RedisAddress(msgspec.Struct, frozen=True, kw_only=True):
-    """Where Redis is and how to be let in.
-
-    `url` is `redis://`, `rediss://` (TLS) or `unix://`, with user, password and
-    database. Behind sentinels, its host is not used: they name the one that is
-    `sentinel_master` now. In a cluster it is a node that tells of the others.
-    """
-
-    url: str = "redis://127.0.0.1:6379/0"
-    sentinel_hosts: tuple[str, ...] = ()  # host:port
-    sentinel_master: str = ""
-    sentinel_user: str = ""
-    sentinel_password: str = ""
-    cluster: bool = False
-    ca_file: str = ""  # who signed the server's certificate, where the system does not know them
-    cert_file: str = ""  # what the server knows us by
-    key_file: str = ""
-    connections: int = 32  # at most, a process and a server
-    prefix: str = "keepgate"
-
-    def __repr__(self) -> str:
-        return f"RedisAddress({place(self)!r}, prefix={self.prefix!r})"  # without passwords
-
-
-def place(address: RedisAddress) -> str:
-    """Where it is, in words that hold no password."""
-    if address.sentinel_hosts:
-        return f"{address.sentinel_master} behind {', '.join(address.sentinel_hosts)}"
-    url = urlsplit(address.url)
-    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
 
 
 def connect(address: RedisAddress) -> Client:
