@@ -32,13 +32,14 @@ import struct
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import lmdb
 
 from backends.environment import open_environment
+from backends.exact.base import Stored
 from models.errors import BackendError, StoreFull
 
 _log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ _BATCH_OPERATIONS = 1_000
 _BATCH_BYTES = 8 << 20
 _OPERATION_BYTES = 500  # what a queued operation costs beside its value
 _SIZES_SLICE = 2_000  # namespaces counted before others get their turn
+_WALK_SLICE = 64  # entries read before others get their turn
 _SWEEP = 1_000  # expired entries a transaction removes
 _TICK_SECONDS = 1.0
 _READER_CHECK_SECONDS = 30.0
@@ -171,6 +173,42 @@ class LmdbStore:
 
     async def clear(self, prefix: str) -> int:
         return await self._ask(lambda batch: batch.clear(prefix), 0)
+
+    async def entries(self, prefix: str) -> AsyncIterator[Stored]:
+        for namespace in await self.sizes():
+            if prefix in ("", namespace) or namespace.startswith(f"{prefix}/"):
+                after = space = _space(namespace)
+                while after:
+                    found, after = self._slice(namespace, space, after)
+                    for entry in found:
+                        yield entry
+                    await asyncio.sleep(0)
+
+    def _slice(self, namespace: str, space: bytes, after: bytes) -> tuple[list[Stored], bytes]:
+        """The next live entries of a space whose names come after `after`; and the name they end with, empty at the
+        end."""
+        found: list[Stored] = []
+        try:
+            with self._begin(self._entries) as transaction, transaction.cursor() as cursor:
+                more = cursor.set_range(after)
+                if more and cursor.key() == after:
+                    more = cursor.next()
+                for _ in range(_WALK_SLICE):
+                    if not more or not cursor.key().startswith(space):
+                        return found, b""
+                    after, stored = cursor.item()
+                    expires_at, _, length = _ENTRY.unpack_from(stored)
+                    if expires_at > self._clock():
+                        full = stored[_ENTRY.size : _ENTRY.size + length]
+                        key = full.partition(b"\x00")[2] if length else after[len(space) :]
+                        found.append(Stored(namespace, _text(key), stored[_ENTRY.size + length :], expires_at))
+                    more = cursor.next()
+        except lmdb.MapResizedError:
+            self._adopt_map_size()
+            return self._slice(namespace, space, after)
+        except lmdb.Error as error:
+            raise self._failure(error) from error
+        return found, after
 
     async def sizes(self) -> Mapping[str, int]:
         sizes: dict[str, int] = {}

@@ -2,9 +2,10 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import NamedTuple
 
+from backends.exact.base import Stored
 from models.errors import StoreFull
 
 _OVERHEAD = 200  # bytes an entry costs beside its strings and its value, roughly
@@ -53,22 +54,31 @@ class MemoryStore:
         return entry is not None and entry.expires_at > self._clock()
 
     async def clear(self, prefix: str) -> int:
-        below = f"{prefix}/"
-        gone = [
-            (namespace, key)
-            for namespace, keys in self._keys.items()
-            if prefix in ("", namespace) or namespace.startswith(below)
-            for key in keys
-        ]
+        gone = self._below(prefix)
         for namespace, key in gone:
             self._remove(namespace, key)
         return len(gone)
+
+    async def entries(self, prefix: str) -> AsyncIterator[Stored]:
+        for namespace, key in self._below(prefix):
+            entry = self._entries.get((namespace, key))
+            if entry is not None and entry.expires_at > self._clock():
+                yield Stored(namespace, key, entry.value, entry.expires_at)
 
     async def sizes(self) -> Mapping[str, int]:
         return {namespace: len(keys) for namespace, keys in self._keys.items()}
 
     async def close(self) -> None:
         await self.clear("")
+
+    def _below(self, prefix: str) -> list[tuple[str, str]]:
+        below = f"{prefix}/"
+        return [
+            (namespace, key)
+            for namespace, keys in self._keys.items()
+            if prefix in ("", namespace) or namespace.startswith(below)
+            for key in keys
+        ]
 
     def _remove(self, namespace: str, key: str) -> _Kept | None:
         entry = self._entries.pop((namespace, key), None)

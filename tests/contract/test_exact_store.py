@@ -1,19 +1,26 @@
 """What every exact store does."""
 
 import asyncio
+import contextlib
 import random
 import threading
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from backends.exact.base import ExactStore
+from backends.exact.base import ExactStore, Stored
+from backends.redis_address import RedisAddress
 from backends.registry import create
-from models.errors import StoreFull
+from models.errors import BackendError, StoreFull
 from tests.support.clock import ManualClock
+from tests.support.servers import Server
 
-SUITE = {"exact": {"memory", "lmdb"}}
+SUITE = {"exact": {"memory", "lmdb", "redis"}}
+
+EMBEDDED = ["lmdb", "memory"]
+REMOTE = ["redis on redis", "redis on redis-alone", "redis on valkey"]
 
 HERE, ELSEWHERE = "support/team:blue", "support/team:red"
 
@@ -23,14 +30,30 @@ def clock() -> ManualClock:
     return ManualClock(1_000.0)
 
 
-@pytest.fixture(params=sorted(SUITE["exact"]))
-async def exact_store(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[ExactStore]:
-    options: dict[str, dict[str, object]] = {"lmdb": {"path": tmp_path / "exact"}}
-    store: ExactStore = create(
-        "exact", request.param, clock=clock, max_bytes=32 << 20, **options.get(request.param, {})
-    )
+@pytest.fixture(params=EMBEDDED + REMOTE)
+async def exact_store(
+    request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock, store_server: Callable[[str], Server]
+) -> AsyncIterator[ExactStore]:
+    name, _, server = request.param.partition(" on ")
+    options: dict[str, object] = {}
+    match name:
+        case "memory":
+            options = {"max_bytes": 32 << 20}
+        case "lmdb":
+            options = {"max_bytes": 32 << 20, "path": tmp_path / "exact"}
+        case "redis":
+            url = f"redis://127.0.0.1:{store_server(server).port}"
+            options = {"address": RedisAddress(url=url, prefix=uuid.uuid4().hex)}
+    store: ExactStore = create("exact", name, clock=clock, **options)
     yield store
+    if server:
+        with contextlib.suppress(BackendError):  # closed by the test
+            await store.clear("")
     await store.close()
+
+
+def test_every_implementation_is_run() -> None:
+    assert {name.partition(" on ")[0] for name in EMBEDDED + REMOTE} == SUITE["exact"]
 
 
 async def test_a_value_comes_back_as_it_was_put(exact_store: ExactStore) -> None:
@@ -218,6 +241,7 @@ async def test_two_hundred_writers_at_once_lose_nothing(exact_store: ExactStore)
     assert await exact_store.sizes() == {f"writer/{number}": 50 for number in range(20)}
 
 
+@pytest.mark.parametrize("exact_store", EMBEDDED, indirect=True)  # a server's size and what goes are its own settings
 async def test_what_was_used_survives_ten_times_the_size_limit(exact_store: ExactStore) -> None:
     hot = [f"hot {number}" for number in range(20)]
     for key in hot:
@@ -263,6 +287,83 @@ async def test_random_writes_leave_what_a_dictionary_would_hold(exact_store: Exa
 
     await exact_store.clear("")
     assert await exact_store.sizes() == {}
+
+
+async def test_a_walk_meets_every_entry_of_a_namespace_and_below_once(exact_store: ExactStore) -> None:
+    for namespace in ("a", "a/b", "a/b/c", "ab", "a-b", "b/a"):
+        await exact_store.put(namespace, "1", namespace.encode(), ttl=None)
+        await exact_store.put(namespace, "2", b"", ttl=20)
+
+    found = sorted([entry async for entry in exact_store.entries("a")])
+
+    assert found == [
+        Stored("a", "1", b"a", float("inf")),
+        Stored("a", "2", b"", 1_020.0),
+        Stored("a/b", "1", b"a/b", float("inf")),
+        Stored("a/b", "2", b"", 1_020.0),
+        Stored("a/b/c", "1", b"a/b/c", float("inf")),
+        Stored("a/b/c", "2", b"", 1_020.0),
+    ]
+
+
+async def test_a_walk_over_everything_meets_thousands(exact_store: ExactStore) -> None:
+    names = [(f"space/{number % 7}", str(number)) for number in range(3_000)]
+    await asyncio.gather(*(exact_store.put(*name, name[1].encode(), ttl=60) for name in names))
+
+    found = [entry async for entry in exact_store.entries("")]
+
+    assert sorted((entry.namespace, entry.key) for entry in found) == sorted(names)
+    assert all(entry.value == entry.key.encode() and entry.expires_at == 1_060.0 for entry in found)
+
+
+async def test_a_walk_passes_over_what_has_expired(exact_store: ExactStore, clock: ManualClock) -> None:
+    await exact_store.put(HERE, "short", b"value", ttl=5)
+    await exact_store.put(HERE, "long", b"value", ttl=50)
+    clock.advance(5)
+
+    found = [entry.key async for entry in exact_store.entries("")]
+
+    assert found == ["long"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ключ/日本語 🗝", "half \ud83d surrogate", "a\x00b\x01\x01\x02c", "*[a-z]?\\^", "k" * 5_000, "é" * 300, "n" * 301],
+)
+async def test_a_walk_tells_any_name_as_it_was(exact_store: ExactStore, name: str) -> None:
+    await exact_store.put(name, name, b"value", ttl=None)
+    await exact_store.put(f"{name}x", name, b"value", ttl=None)
+
+    found = [entry async for entry in exact_store.entries(name)]
+
+    assert found == [Stored(name, name, b"value", float("inf"))]
+
+
+async def test_what_is_written_and_goes_during_a_walk_does_not_break_it(exact_store: ExactStore) -> None:
+    for number in range(500):
+        await exact_store.put(HERE, f"stays {number}", b"value", ttl=None)
+        await exact_store.put(HERE, f"goes {number}", b"value", ttl=None)
+
+    found: list[str] = []
+    async for entry in exact_store.entries(HERE):
+        if len(found) < 500:
+            await exact_store.delete(HERE, f"goes {len(found)}")
+            await exact_store.put(HERE, f"comes {len(found)}", b"value", ttl=None)
+        found.append(entry.key)
+
+    assert len(found) == len(set(found))
+    assert {key for key in found if key.startswith("stays")} == {f"stays {number}" for number in range(500)}
+
+
+@pytest.mark.parametrize("name", ["*", "a?", "[a-z]", "\\*", "^"])
+async def test_clear_takes_names_literally(exact_store: ExactStore, name: str) -> None:
+    await exact_store.put(f"{name}/below", "key", b"value", ttl=None)
+    await exact_store.put("ab/below", "key", b"value", ttl=None)
+
+    gone = await exact_store.clear(name)
+
+    assert gone == 1
+    assert await exact_store.sizes() == {"ab/below": 1}
 
 
 async def test_closing_twice_is_fine(exact_store: ExactStore) -> None:

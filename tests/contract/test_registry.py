@@ -32,5 +32,5 @@ def test_no_suite_claims_what_does_not_exist(seam: str) -> None:
 
 
 def test_an_unknown_name_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(ConfigError, match=r"'papyrus'; known: lmdb, memory"):
+    with pytest.raises(ConfigError, match=r"'papyrus'; known: lmdb, memory, redis"):
         create("exact", "papyrus")
