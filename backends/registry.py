@@ -21,10 +21,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "exact": {
         "memory": "backends.exact.memory:MemoryStore",
         "lmdb": "backends.exact.lmdb:LmdbStore",
+        "redis": "backends.exact.redis:RedisStore",
     },
     "vector": {
         "flat": "backends.vector.flat:FlatStore",
         "faiss": "backends.vector.faiss:FaissStore",
+        "redis": "backends.vector.redis:RedisVectorStore",
     },
     "embedding": {
         "onnx": "backends.embedding.onnx:OnnxEmbedder",
@@ -34,6 +36,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "upstream": {
         "demo": "backends.upstream.demo:DemoUpstream",
         **dict.fromkeys(PROVIDERS, "backends.upstream.providers:upstream"),
+    },
+    "lease": {
+        "memory": "backends.lease.memory:MemoryLeases",
+        "redis": "backends.lease.redis:RedisLeases",
     },
     "keyring": {
         "memory": "backends.keyring.memory:MemoryKeyring",

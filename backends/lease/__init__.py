@@ -1,0 +1,1 @@
+"""Leases: who does what only one of many should do."""
