@@ -1,6 +1,6 @@
 """Connections to Redis and Valkey: one server, a master that sentinels know, or a cluster."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -69,6 +69,26 @@ def backend_errors() -> Iterator[None]:
         raise BackendError(_in_words(error)) from error
     except OSError as error:  # of a socket or of a certificate's file, where redis lets one through
         raise BackendError(f"no connection to Redis: {error.strerror or type(error).__name__}") from error
+
+
+async def shared_secret(address: RedisAddress, name: str, make: Callable[[], bytes]) -> bytes:
+    """What all who share the server and the prefix have by this name: whoever asks first makes it.
+
+    It is kept for ever and in clear, so who may read the server knows it. A
+    server that lost its data, or evicted this, has the next one make another.
+    One try; raises `BackendError`.
+    """
+    client = connect(address)
+    key = f"{address.prefix}:secret:{name}".encode()
+    try:
+        with backend_errors():
+            await client.set(key, make(), nx=True)
+            found: bytes | None = await client.execute_command("GET", key)
+    finally:
+        await client.aclose()
+    if not found:
+        raise BackendError("Redis lost a secret it had just been given")
+    return found
 
 
 def _in_words(error: RedisError) -> str:
@@ -151,6 +171,10 @@ def _cluster(address: RedisAddress, options: dict[str, Any]) -> RedisCluster:
 
 class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
     """Asks the sentinels who the master is, and has its callers wait for a free connection."""
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        await self.sentinel_manager.aclose()
 
 
 def _behind_sentinels(address: RedisAddress, options: dict[str, Any]) -> Redis:
