@@ -1,17 +1,25 @@
 """What every vector store does, run over each of them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backends.registry import BUILT_IN, create
+from backends.redis_address import RedisAddress
+from backends.registry import create
 from backends.vector.base import Vector, VectorStore
+from models.errors import BackendError
+from tests.support.servers import Server
 
-SUITE = {"vector": {"flat", "faiss"}}
+SUITE = {"vector": {"flat", "faiss", "redis"}}
+
+EMBEDDED = ["faiss", "faiss of many", "flat"]
+REMOTE = ["redis on redis", "redis on redis-alone", "redis on valkey"]
 
 DIMENSIONS = 32
 HERE = "support/team:blue/1f0c"
@@ -31,12 +39,28 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=sorted(BUILT_IN["vector"]))
-async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[VectorStore]:
-    options = {"faiss": {"path": tmp_path, "revision": "test@1"}}.get(request.param, {})
-    store: VectorStore = create("vector", request.param, dimensions=DIMENSIONS, clock=clock, **options)
+@pytest.fixture(params=EMBEDDED + REMOTE)
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, clock: Clock, store_server: Callable[[str], Server]
+) -> AsyncIterator[VectorStore]:
+    name, _, server = request.param.partition(" on ")
+    options: dict[str, object] = {}
+    match name:
+        case "faiss":
+            options = {"path": tmp_path, "revision": "test@1"}
+        case "redis":
+            url = f"redis://127.0.0.1:{store_server(server).port}"
+            options = {"address": RedisAddress(url=url, prefix=uuid.uuid4().hex), "revision": "test@1"}
+    store: VectorStore = create("vector", name, dimensions=DIMENSIONS, clock=clock, **options)
     yield store
+    if server:
+        with contextlib.suppress(BackendError):  # closed by the test
+            await store.clear("")
     await store.close()
+
+
+def test_every_implementation_is_run() -> None:
+    assert {re.split(" on | of ", name)[0] for name in EMBEDDED + REMOTE} == SUITE["vector"]
 
 
 def axis(number: int, dimensions: int = DIMENSIONS) -> Vector:
@@ -105,6 +129,7 @@ async def test_the_most_similar_comes_first(store: VectorStore) -> None:
     assert await ids(store, HERE, axis(0), limit=3) == ["1", "3", "0"]
 
 
+@pytest.mark.parametrize("store", EMBEDDED, indirect=True)  # servers order a tie as they like
 async def test_a_tie_goes_to_the_entry_written_first(store: VectorStore) -> None:
     for entry_id in ("b", "a", "c"):
         await store.upsert(HERE, entry_id, axis(0), b"", ttl=TTL)

@@ -1,0 +1,227 @@
+"""Vectors in the query engine of Redis or Valkey: a hash an entry, an index over all of them."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from redis.exceptions import ResponseError
+
+from backends.vector.base import Neighbor, StoredVector, Vector
+from backends.vector.redis_commands import Commands, Shared
+from backends.vector.redis_names import ancestry, decoded, encoded, lifetime, short, space
+from models.errors import BackendError
+
+COMMANDS = ("FT.SEARCH", "FT.CREATE", "FT.INFO", "FT.EXPLAIN", "FT.AGGREGATE", "FT.CURSOR")
+
+_PAGE = 200  # entries a reply: at 10 KB each, 2 MB
+_POLL_SECONDS = 0.05
+
+# Whole or not at all, also where the connection breaks. What is written without an index would be found by nobody: that
+# it is there is asked first, as the server would not say.
+_UPSERT = """
+redis.call('FT.EXPLAIN', ARGV[1], '*')
+redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+if tonumber(ARGV[2]) < 0 then
+  redis.call('PERSIST', KEYS[1])
+else
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+"""
+
+T = TypeVar("T")
+
+
+class SearchIndex:
+    """One index an embedder. Hashes are indexed as they are written, so the next search finds them.
+
+    The server removes what expired; until it has, it is left out by the query.
+    An index that the server has lost is made again when that is noticed, which
+    is at the next write or search.
+    """
+
+    def __init__(
+        self,
+        commands: Commands,
+        *,
+        prefix: str,
+        dimensions: int,
+        revision: str,
+        index: Literal["hnsw", "flat"],
+        m: int,
+        ef_construction: int,
+        ef: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._commands = commands
+        self._dimensions = dimensions
+        self._clock = clock
+        self._ef = ef
+        self._name = f"{prefix}:v:{space(revision, dimensions)}"
+        self._made = False
+        self._making = Shared(self._make)
+        self._graph = index == "hnsw"
+        vector: list[str | int] = ["TYPE", "FLOAT32", "DIM", dimensions, "DISTANCE_METRIC", "COSINE"]
+        if index == "hnsw":
+            vector += ["M", m, "EF_CONSTRUCTION", ef_construction]
+        self._schema = ["vector", "VECTOR", index.upper(), len(vector), *vector]
+        self._schema += ["ns", "TAG", "path", "TAG", "expires", "NUMERIC"]
+
+    async def load(self) -> None:
+        """Waits while the server indexes what it has, as after a restart."""
+        self._made = False
+        await self._making.done()
+        while int((await self._described()).get("indexing", 0)):  # noqa: ASYNC110 - on a server, where no event is
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def upsert(self, namespace: str, entry_id: str, vector: Vector, payload: bytes, *, ttl: float | None) -> None:
+        milliseconds = lifetime(ttl)
+        fields: list[bytes | str] = ["vector", vector.tobytes(), "ns", short(namespace)]
+        fields += ["path", ",".join(map(short, ancestry(namespace)))]
+        fields += ["expires", repr(math.inf if ttl is None else self._clock() + ttl)]
+        fields += ["namespace", encoded(namespace), "id", encoded(entry_id), "payload", payload]
+        key, life = self._key(namespace, entry_id), -1 if milliseconds is None else milliseconds
+        await self._with_index(
+            lambda: self._commands.write("EVAL", _UPSERT, 1, key, self._name, life, *fields),
+        )
+
+    async def nearest(self, namespace: str, vector: Vector, *, limit: int) -> Sequence[Neighbor]:
+        blob = vector.tobytes()
+        now = self._clock()
+        mine = f"@ns:{{{short(namespace)}}}"
+        # The server has removed nearly all that expired. Only where it has not, the query asks for times as well,
+        # which takes four times as long in a small namespace of a large index.
+        for query in (mine, f"{mine} @expires:[({now!r} +inf]"):
+            hits = await self._with_index(lambda query=query: self._search(query, blob, limit))  # type: ignore[misc]
+            if all(hit and float(hit[b"expires"]) > now for hit in hits):
+                break
+        return [
+            Neighbor(decoded(hit[b"id"]), min(1.0, max(-1.0, 1.0 - float(hit[b"gap"]))), hit[b"payload"])
+            for hit in hits
+            if hit and float(hit[b"expires"]) > now
+        ]
+
+    async def delete(self, namespace: str, entry_id: str) -> None:
+        await self._commands.write("UNLINK", self._key(namespace, entry_id))
+
+    async def clear(self, prefix: str) -> int:
+        count = 0
+        last: list[bytes] = []
+        keys: list[bytes] | None = None
+        while keys is None or (keys and keys != last):  # the same again: the server has not noticed that they expired
+            last = keys or []
+            now = self._clock()
+            found = await self._with_index(
+                lambda: self._command("FT.SEARCH", _below(prefix), "RETURN", 1, "expires", "LIMIT", 0, _PAGE)
+            )
+            keys = found[1::2]
+            removed = await self._commands.page([("UNLINK", key) for key in keys])
+            for fields, gone in zip(found[2::2], removed, strict=True):
+                count += bool(gone and fields and float(fields[1]) > now)
+        return count
+
+    async def entries(self, prefix: str) -> AsyncIterator[StoredVector]:
+        seen: set[bytes] = set()  # what is written again meanwhile has a second place in the index
+        async for keys in self._keys(prefix):
+            fresh = [key for key in keys if key not in seen]
+            seen.update(fresh)
+            wanted = ("namespace", "id", "vector", "payload", "expires")
+            for fields in await self._commands.page([("HMGET", key, *wanted) for key in fresh]):
+                if None in fields or float(fields[4]) <= self._clock():
+                    continue
+                vector = np.frombuffer(fields[2], dtype=np.float32)
+                yield StoredVector(decoded(fields[0]), decoded(fields[1]), vector, fields[3], float(fields[4]))
+
+    async def count(self) -> int:
+        query = f"@expires:[({self._clock()!r} +inf]"
+        total, *_ = await self._with_index(lambda: self._command("FT.SEARCH", query, "LIMIT", 0, 0))
+        return int(total)
+
+    def _key(self, namespace: str, entry_id: str) -> str:
+        return f"{self._name}:{short(namespace)}:{short(entry_id)}"
+
+    async def _search(self, query: str, blob: bytes, limit: int) -> list[dict[bytes, bytes]]:
+        """The fields of each, nearest first; none of one that went while it was found."""
+        effort = f"EF_RUNTIME {max(self._ef, limit)}" if self._graph else ""
+        _, *found = await self._command(
+            "FT.SEARCH",
+            f"({query})=>[KNN {limit} @vector $v {effort} AS gap]",
+            *("PARAMS", 2, "v", blob, "SORTBY", "gap", "LIMIT", 0, limit),
+            *("RETURN", 4, "id", "payload", "expires", "gap"),
+        )
+        hits = [dict(zip(fields[::2], fields[1::2], strict=True)) if fields else {} for fields in found[1::2]]
+        return [hit if len(hit) == 4 else {} for hit in hits]
+
+    async def _keys(self, prefix: str) -> AsyncIterator[list[bytes]]:
+        (_, *rows), cursor = await self._with_index(
+            lambda: self._command("FT.AGGREGATE", _below(prefix), "LOAD", 1, "@__key", "WITHCURSOR", "COUNT", _PAGE)
+        )
+        try:
+            yield [key for _, key in rows]
+            while cursor:
+                (_, *rows), cursor = await self._commands.read("FT.CURSOR", "READ", self._name, cursor, "COUNT", _PAGE)
+                yield [key for _, key in rows]
+        finally:
+            if cursor:
+                await self._commands.read("FT.CURSOR", "DEL", self._name, cursor)
+
+    async def _command(self, command: str, *arguments: bytes | str | int) -> Any:
+        return await self._commands.read(command, self._name, *arguments, "DIALECT", 2)
+
+    async def _with_index(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Does it, and once more if the server has lost the index since it was seen."""
+        if not self._made:
+            await self._making.done()
+        try:
+            return await work()
+        except ResponseError as error:
+            if not _is_lost(error):
+                raise
+            self._made = False
+        await self._making.done()
+        return await work()
+
+    async def _make(self) -> None:
+        """Makes the index unless it is there, and looks whether it is ours."""
+        if self._made:
+            return
+        try:
+            described = await self._described()
+        except ResponseError as error:
+            if not _is_lost(error):
+                raise
+            try:
+                await self._commands.write(
+                    "FT.CREATE", self._name, "ON", "HASH", "PREFIX", 1, f"{self._name}:", "SCHEMA", *self._schema
+                )
+            except ResponseError as refused:
+                if "already exists" not in str(refused):  # another gateway was faster
+                    raise
+            described = await self._described()
+        fields = [_pairs(attribute) for attribute in described["attributes"]]
+        vector = next((field for field in fields if field.get("identifier") == b"vector"), {})
+        made_for = (vector.get("dim"), vector.get("data_type"), vector.get("distance_metric"))
+        if made_for != (self._dimensions, b"FLOAT32", b"COSINE"):
+            raise BackendError(
+                f"the index {self._name} in Redis was made for other vectors than this embedder's: set another "
+                f"redis.prefix, or drop it with its entries: FT.DROPINDEX {self._name} DD"
+            )
+        self._graph = vector.get("algorithm") == b"HNSW"
+        self._made = True
+
+    async def _described(self) -> dict[str, Any]:
+        return _pairs(await self._commands.read("FT.INFO", self._name))
+
+
+def _below(prefix: str) -> str:
+    return f"@path:{{{short(prefix)}}}" if prefix else "*"
+
+
+def _pairs(flat: Sequence[Any]) -> dict[str, Any]:
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=False)}
+
+
+def _is_lost(error: ResponseError) -> bool:
+    text = str(error).lower()
+    return "no such index" in text or "unknown index name" in text or "search_index_not_found" in text

@@ -1,0 +1,229 @@
+"""Vectors in the vector sets of Redis 8: one set a namespace, not quantised.
+
+Beside each set are a hash with what its elements stand for, of which the
+server removes what expired, and a sorted set with the times at which they
+expire. The names of all namespaces are in one more sorted set, by the time at
+which their last entry expires.
+"""
+
+import math
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from redis.exceptions import ResponseError
+
+from backends.vector.base import Neighbor, StoredVector, Vector
+from backends.vector.redis_commands import Commands
+from backends.vector.redis_names import decoded, encoded, lifetime, short, space
+from models.errors import BackendError
+
+COMMANDS = ("VADD", "VSIM", "VREM", "VEMB", "VCARD", "HPEXPIRE")
+
+_PAGE = 200  # entries a reply: at 10 KB each, 2 MB
+_FRAME = struct.Struct(">dI")  # when it expires, how long its id is
+
+# Each is one round trip, and nobody sees it half done. What expired is swept with the writes: four at a time keep up
+# with any rate of them. The three keys of a namespace go when its last entry expires.
+_UPSERT = """
+local set, frames, times, names = unpack(KEYS)
+local element, vector, frame, expires, ttl, now, m, effort, namespace = unpack(ARGV)
+for _, old in ipairs(redis.call('ZRANGEBYSCORE', times, '-inf', now, 'LIMIT', 0, 4)) do
+  redis.call('VREM', set, old)
+  redis.call('HDEL', frames, old)
+  redis.call('ZREM', times, old)
+end
+local left = redis.call('PTTL', times)
+redis.call('VADD', set, 'FP32', vector, element, 'NOQUANT', 'EF', effort,
+  'SETATTR', '{"e":' .. (expires == 'inf' and '1e300' or expires) .. '}', 'M', m)
+redis.call('HSET', frames, element, frame)
+redis.call('ZADD', times, expires, element)
+if ttl ~= '' then
+  redis.call('HPEXPIRE', frames, ttl, 'FIELDS', 1, element)
+end
+for _, key in ipairs({set, frames, times}) do
+  if ttl == '' then
+    redis.call('PERSIST', key)
+  elseif left == -2 or left >= 0 and left < tonumber(ttl) then
+    redis.call('PEXPIRE', key, ttl)
+  elseif left >= 0 then
+    redis.call('PEXPIRE', key, math.max(left, 1))
+  end
+end
+if names then
+  redis.call('ZADD', names, 'GT', expires, namespace)
+  redis.call('ZREMRANGEBYSCORE', names, '-inf', now)
+end
+"""
+
+_NEAREST = """
+local set, frames, times = KEYS[1], KEYS[2], KEYS[3]
+local vector, limit, effort, now, exact = unpack(ARGV)
+local size = redis.call('VCARD', set)
+if size == 0 then return {} end
+local call = {'VSIM', set, 'FP32', vector, 'WITHSCORES', 'COUNT', limit}
+local function add(...) for _, word in ipairs({...}) do call[#call + 1] = word end end
+if size <= tonumber(exact) then add('TRUTH') else add('EF', effort) end
+if redis.call('ZCOUNT', times, '-inf', now) > 0 then add('FILTER', '.e > ' .. now, 'FILTER-EF', size) end
+local found = redis.call(unpack(call))
+local hits = {}
+for i = 1, #found, 2 do
+  local frame = redis.call('HGET', frames, found[i])
+  if frame then
+    hits[#hits + 1] = found[i + 1]
+    hits[#hits + 1] = frame
+  end
+end
+return hits
+"""
+
+_DELETE = """
+redis.call('VREM', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
+"""
+
+_CLEAR = """
+local live = redis.call('ZCOUNT', KEYS[3], '(' .. ARGV[1], '+inf')
+redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3])
+if KEYS[4] then redis.call('ZREM', KEYS[4], ARGV[2]) end
+return live
+"""
+
+
+class VectorSets:
+    """Searches of up to `exact` entries look at each; larger ones follow the graph of the set."""
+
+    def __init__(
+        self,
+        commands: Commands,
+        *,
+        prefix: str,
+        dimensions: int,
+        revision: str,
+        m: int,
+        ef_construction: int,
+        ef: int,
+        clock: Callable[[], float],
+        cluster: bool,
+        exact: int = 1_000,
+    ) -> None:
+        self._commands = commands
+        self._m = m
+        self._ef_construction = ef_construction
+        self._ef = ef
+        self._clock = clock
+        self._cluster = cluster
+        self._exact = exact
+        self._base = f"{prefix}:s:{space(revision, dimensions)}"
+        self._names = f"{self._base}:names"
+
+    async def load(self) -> None:
+        """There is nothing to make or to wait for."""
+
+    async def upsert(self, namespace: str, entry_id: str, vector: Vector, payload: bytes, *, ttl: float | None) -> None:
+        now = self._clock()
+        expires_at, life = math.inf if ttl is None else now + ttl, lifetime(ttl)
+        name, space_name = encoded(entry_id), encoded(namespace)
+        frame = b"".join((_FRAME.pack(expires_at, len(name)), name, payload))
+        await self._write(
+            *(_UPSERT, namespace, short(entry_id), vector.tobytes(), frame, repr(expires_at)),
+            *("" if life is None else life, repr(now), self._m, self._ef_construction, space_name),
+        )
+        if self._cluster:
+            # After the entry, as `clear` removes the name before the entries: what is there has a name.
+            await self._commands.write("ZADD", self._names, "GT", repr(expires_at), space_name)
+            await self._commands.write("ZREMRANGEBYSCORE", self._names, "-inf", repr(now))
+
+    async def nearest(self, namespace: str, vector: Vector, *, limit: int) -> Sequence[Neighbor]:
+        effort = max(self._ef, limit)
+        now = self._clock()
+        keys = self._keys(namespace)
+        with self._own_vectors():
+            found = await self._commands.read(
+                "EVAL", _NEAREST, len(keys), *keys, vector.tobytes(), limit, effort, repr(now), self._exact
+            )
+        neighbors = []
+        for score, frame in zip(found[::2], found[1::2], strict=True):
+            expires_at, name, payload = _unframed(frame)
+            if expires_at > now:
+                neighbors.append(Neighbor(name, min(1.0, max(-1.0, 2.0 * float(score) - 1.0)), payload))
+        return neighbors
+
+    async def delete(self, namespace: str, entry_id: str) -> None:
+        await self._write(_DELETE, namespace, short(entry_id))
+
+    async def clear(self, prefix: str) -> int:
+        count = 0
+        async for namespace in self._namespaces(prefix):
+            if self._cluster:
+                await self._commands.write("ZREM", self._names, encoded(namespace))
+            count += await self._write(_CLEAR, namespace, repr(self._clock()), encoded(namespace))
+        return count
+
+    async def entries(self, prefix: str) -> AsyncIterator[StoredVector]:
+        async for namespace in self._namespaces(prefix):
+            vectors, frames, _ = self._keys(namespace)
+            seen: set[bytes] = set()  # a scan may come by twice
+            cursor: int | None = None
+            while cursor != 0:
+                cursor, page = await self._commands.read("HSCAN", frames, cursor or 0, "COUNT", _PAGE)
+                fresh = [element for element in page if element not in seen]
+                seen.update(fresh)
+                raws = await self._commands.page([("VEMB", vectors, element, "RAW") for element in fresh])
+                for element, raw in zip(fresh, raws, strict=True):
+                    expires_at, name, payload = _unframed(page[element])
+                    if raw is not None and expires_at > self._clock():
+                        vector = np.frombuffer(raw[1], dtype=np.float32) * np.float32(raw[2])
+                        yield StoredVector(namespace, name, vector, payload, expires_at)
+
+    async def count(self) -> int:
+        count, now = 0, repr(self._clock())
+        names = [namespace async for namespace in self._namespaces("")]
+        for first in range(0, len(names), _PAGE):
+            times = [self._keys(namespace)[2] for namespace in names[first : first + _PAGE]]
+            count += sum(await self._commands.page([("ZCOUNT", key, f"({now}", "+inf") for key in times]))
+        return count
+
+    def _keys(self, namespace: str) -> tuple[str, str, str]:
+        """Of the set, what it holds and when that expires. All are on one node of a cluster."""
+        base = f"{self._base}:{{{short(namespace)}}}"
+        return f"{base}:set", f"{base}:entries", f"{base}:times"
+
+    async def _write(self, script: str, namespace: str, *arguments: bytes | str | int) -> Any:
+        """In a cluster without the names of namespaces, which are on another node."""
+        keys = self._keys(namespace) if self._cluster else (*self._keys(namespace), self._names)
+        with self._own_vectors():
+            return await self._commands.write("EVAL", script, len(keys), *keys, *arguments)
+
+    @contextmanager
+    def _own_vectors(self) -> Iterator[None]:
+        try:
+            yield
+        except ResponseError as error:
+            if "mismatch" not in str(error):
+                raise
+            raise BackendError(
+                f"the vector sets {self._base} in Redis were made for other vectors than this embedder's: "
+                "set another redis.prefix, or delete these keys"
+            ) from error
+
+    async def _namespaces(self, prefix: str) -> AsyncIterator[str]:
+        seen: set[str] = set()
+        cursor: int | None = None
+        while cursor != 0:
+            cursor, page = await self._commands.read("ZSCAN", self._names, cursor or 0, "COUNT", _PAGE)
+            for name, _ in page:
+                namespace = decoded(name)
+                if namespace not in seen and (not prefix or namespace == prefix or namespace.startswith(f"{prefix}/")):
+                    seen.add(namespace)
+                    yield namespace
+
+
+def _unframed(frame: bytes) -> tuple[float, str, bytes]:
+    """When it expires, its id, its payload."""
+    expires_at, length = _FRAME.unpack_from(frame)
+    start = _FRAME.size + length
+    return expires_at, decoded(frame[_FRAME.size : start]), frame[start:]
