@@ -39,6 +39,7 @@ _NUMBER = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?
 _REFERENCE = re.compile(r"env\.([A-Za-z_][A-Za-z0-9_]*)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_PREFIX = re.compile(r"[A-Za-z0-9_-]{1,40}")
 # What the onnx embedder builds from weights in a package; its module is too slow to import for a look at a name.
 _PACKAGED_MODELS = ("all-MiniLM-L6-v2",)
 # They belong to the connection, which is the transport's.
@@ -108,6 +109,18 @@ def _secret(value: SecretStr) -> SecretStr:
     return value
 
 
+def _long(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value()) < 32:
+        raise ValueError("must have at least 32 characters: `openssl rand -hex 32` makes one")
+    return value
+
+
+def _prefix(value: str) -> str:
+    if not _PREFIX.fullmatch(value):
+        raise ValueError("must be at most 40 letters, digits, '_' or '-'")
+    return value
+
+
 def _of_1kb(value: int) -> int:
     if value < 1024:
         raise ValueError("must be at least 1KB")
@@ -158,6 +171,12 @@ def _redis_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _host_and_port(value: str) -> str:
+    if not _located(f"tcp://{value}", "tcp") or not value.rpartition(":")[2].isdecimal():
+        raise ValueError("must be host:port")
+    return value
+
+
 def _origin(value: str) -> str:
     if value != "*" and not (_located(value, "http", "https") and value.count("/") == 2):
         raise ValueError("must be an origin such as https://app.example.com, without a path, or '*'")
@@ -187,6 +206,7 @@ Texts = Annotated[tuple[Text, ...], BeforeValidator(_one_or_more), Field(min_len
 Secret = Annotated[SecretStr, AfterValidator(_secret)]
 File = Annotated[Path, AfterValidator(_file)]
 Url = Annotated[str, AfterValidator(_url)]
+HostAndPort = Annotated[Text, AfterValidator(_host_and_port)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Directions = Annotated[
     tuple[Literal["input", "output", "tool_args", "tool_result"], ...],
@@ -216,7 +236,10 @@ class ServerSettings(_Section):
 
 
 class StorageSettings(_Section):
+    """`secret` makes placeholders; without it the gateway keeps one of its own."""
+
     path: File = Path("keepgate-data")
+    secret: Annotated[Secret, AfterValidator(_long)] | None = None
 
 
 class ExactCacheSettings(_Section):
@@ -226,11 +249,16 @@ class ExactCacheSettings(_Section):
 
 
 class VectorCacheSettings(_Section):
-    """`deadline` covers the embedding and the search together. An entry costs each worker 2 to 5 KB of memory."""
+    """`deadline` covers the embedding and the search together. `index`, `m`, `ef_construction` and `ef` are for Redis
+    and Qdrant; `max_entries` is for FAISS, where an entry costs each worker 2 to 5 KB of memory."""
 
     store: Text = "faiss"
     max_entries: Annotated[Integer, Field(ge=1)] = 50_000
     deadline: Period = 0.25
+    index: Literal["hnsw", "flat"] = "hnsw"
+    m: Annotated[Integer, Field(ge=4, le=128)] = 16
+    ef_construction: Annotated[Integer, Field(ge=8, le=4096)] = 200
+    ef: Annotated[Integer, Field(ge=8, le=4096)] = 128
 
 
 class EmbedderSettings(_Section):
@@ -249,21 +277,40 @@ class CacheSettings(_Section):
 
 
 class SentinelSettings(_Section):
-    hosts: Annotated[tuple[Text, ...], Field(min_length=1)]
+    hosts: Annotated[tuple[HostAndPort, ...], Field(min_length=1)]
     master: Text
+    user: Text | None = None
+    password: Secret | None = None
+
+
+class StoreTlsSettings(_Section):
+    """`ca` is who signed the store's certificate, `cert` and `key` what the store knows the gateway by."""
+
+    ca: File | None = None
+    cert: File | None = None
+    key: File | None = None
 
 
 class RedisSettings(_Section):
-    """The URL may hold a password."""
+    """The URL may hold a password. `connections` is the most a worker makes to a server."""
 
     url: Annotated[SecretStr, AfterValidator(_redis_url)] = SecretStr("redis://127.0.0.1:6379/0")
     sentinel: SentinelSettings | None = None
     cluster: Boolean = False
+    tls: StoreTlsSettings = StoreTlsSettings()
+    connections: Annotated[Integer, Field(ge=1, le=1024)] = 32
+    prefix: Annotated[Text, AfterValidator(_prefix)] = "keepgate"
 
 
 class QdrantSettings(_Section):
+    """`grpc` None: where its port answers."""
+
     url: Url = "http://127.0.0.1:6333"
     api_key: Secret | None = None
+    grpc: Boolean | None = None
+    grpc_port: Annotated[Integer, Field(ge=1, le=65535)] = 6334
+    ca_file: File | None = None
+    prefix: Annotated[Text, AfterValidator(_prefix)] = "keepgate"
 
 
 class QueueSettings(_Section):
@@ -462,8 +509,6 @@ def load(path: Path | None, environ: Mapping[str, str], *, on_this_machine: bool
 
 
 _LATER = {
-    "exact": {"redis"},
-    "vector": {"redis", "qdrant"},
     "embedding": {"sentence-transformers"},
     "upstream": {"bedrock"},
 }
@@ -476,7 +521,7 @@ def _not_in_this_version(settings: Settings) -> Iterator[tuple[str, str]]:
     believe it is kept. Whoever builds one deletes its lines.
     """
     for path, seam, name in _implementations(settings):
-        if name in _LATER[seam] and not _is_registered(seam, name):
+        if name in _LATER.get(seam, ()) and not _is_registered(seam, name):
             yield path, f"{name}; use one of: {', '.join(sorted(registry.names(seam)))}"
     for at, endpoint in enumerate(settings.endpoints):
         if endpoint.cache.max_wrong_hit_rate is not None:
@@ -504,7 +549,7 @@ def _contradictions(
     if on_this_machine:
         yield from _unusable_places(settings)
     for path, seam, name in _implementations(settings):
-        if name not in _LATER[seam] and not _is_registered(seam, name):
+        if name not in _LATER.get(seam, ()) and not _is_registered(seam, name):
             known = sorted(registry.names(seam))
             yield path, f"must be one of: {', '.join(known)}{_suggested(name, known)}"
     if embedder.kind == "onnx" and embedder.path is None and embedder.model not in _PACKAGED_MODELS:
@@ -795,10 +840,10 @@ def _lies_in(where: str, items: frozenset[str]) -> bool:
 
 
 def _doubts(settings: Settings) -> Iterator[tuple[str, str]]:
-    if settings.redis is not None:
-        yield "redis", "nothing uses it"
-    if settings.qdrant is not None:
-        yield "qdrant", "nothing uses it"
+    stores = {settings.cache.exact.store, settings.cache.vector.store}
+    for section in ("redis", "qdrant"):
+        if getattr(settings, section) is not None and section not in stores:
+            yield section, "nothing uses it: set cache.exact.store or cache.vector.store"
     if settings.server.workers > 1:
         if settings.cache.exact.store == "memory":
             yield "cache.exact.store", "each worker has a cache of its own; lmdb is shared"

@@ -9,16 +9,21 @@ import contextlib
 import logging
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
+from pydantic import SecretStr
 
 from backends import registry
 from backends.exact.base import ExactStore
 from backends.keyring.base import Keyring
+from backends.lease.base import Leases
+from backends.redis_address import RedisAddress
 from backends.upstream.base import Upstream
 from backends.vector.base import VectorStore
 from guardrails.placeholders import Placeholders
@@ -29,6 +34,7 @@ from service.caching.single_flight import Flights
 from service.context import Directives, Endpoint, Limits
 from service.pipeline.exact_tier import ExactTier
 from service.pipeline.gateway import Gateway
+from service.pipeline.lead import Leads
 from service.pipeline.screen import Screens
 from service.pipeline.semantic_tier import SemanticTier
 from service.policies import policies
@@ -38,6 +44,8 @@ from service.routing.catalog import Catalog
 from service.settings import (
     EndpointSettings,
     ModelSettings,
+    QdrantSettings,
+    RedisSettings,
     RoutingSettings,
     Settings,
     UpstreamSettings,
@@ -53,11 +61,17 @@ log = logging.getLogger("keepgate.wiring")
 
 # Stores that answer from memory: waiting on a deadline would cost more than the look-up.
 _IMMEDIATE = frozenset({"lmdb", "memory"})
+# Stores that several gateways may share, so that they can lead for each other and must mask alike.
+_SHARED = frozenset({"redis"})
 # Read when the gateway starts; a reload says so and keeps them as they are.
 _SERVER = ("host", "port", "workers", "tls", "drain")
 _SECTIONS = ("storage", "cache", "redis", "qdrant", "admin", "logs")
 _NEEDS_RESTART = (*(f"server.{name}" for name in _SERVER), *_SECTIONS)
 _LANDING = 5.0
+_COUNTING = 1.0
+_RECOUNT = 30.0
+_AGREEING = 1.0
+_AGREE_AGAIN = 2.0
 _SECRET_BYTES = 32
 _STDERR = 2
 
@@ -69,6 +83,11 @@ class State(msgspec.Struct, frozen=True):
     gateway: Gateway
     catalog: Catalog
     cors_origins: frozenset[str]
+
+
+class _Counted(NamedTuple):
+    sizes: Mapping[str, int]
+    at: float
 
 
 class Runtime:
@@ -95,6 +114,10 @@ class Runtime:
         self._reloading = asyncio.Lock()
         self._retired: list[Gateway] = []  # of earlier configurations, while somebody still uses them
         self._recorder: Recorder | None = None
+        self._leases: Leases | None = None
+        self._leads: Leads | None = None
+        self._alone = False  # its secret is not the one that others have
+        self._counted = _Counted({}, float("-inf"))
         self.keyring: Keyring
         self.exact: ExactTier
         self.semantic: SemanticTier | None = None
@@ -105,11 +128,15 @@ class Runtime:
         the gateway could not tell keys apart."""
         settings = self._settings
         home = storage(settings)
-        self._secret = await asyncio.to_thread(_secret, home)
         self.keyring = await asyncio.to_thread(open_keyring, settings)
+        chosen = settings.cache.exact
         store = await asyncio.to_thread(open_exact_store, settings)
-        deadline = None if settings.cache.exact.store in _IMMEDIATE else settings.cache.exact.deadline
+        deadline = None if chosen.store in _IMMEDIATE else chosen.deadline
         self.exact = ExactTier(store, deadline=deadline, metrics=self.metrics)
+        if chosen.store in _SHARED:
+            leases: Leases = registry.create("lease", chosen.store, **_reached(chosen.store, settings))
+            self._leases, self._leads = leases, Leads(leases, self.exact, deadline=chosen.deadline)
+        self._secret = await self._shared_secret(settings, home)
         if _semantic_somewhere(settings):
             await self._open_semantic(settings)
         if settings.logs.requests != "off":
@@ -121,6 +148,8 @@ class Runtime:
             self.metrics.degraded.set((component,), 0)
         applied = await asyncio.to_thread(policies, settings, home)
         self.state = self._compiled(settings, applied, {}, {})
+        if self._alone:
+            self._spawn(self._agree_later(settings))
         await self.group.start()
 
     def reload(self) -> None:
@@ -173,12 +202,15 @@ class Runtime:
         return tiers
 
     async def entries_by_endpoint(self) -> dict[str, int]:
+        """A remote store is counted once in a while: it has to walk over all its keys."""
+        if time.monotonic() > self._counted.at + _RECOUNT or self._settings.cache.exact.store in _IMMEDIATE:
+            with contextlib.suppress(BackendError, TimeoutError):  # a scrape goes on with the figure of before
+                async with asyncio.timeout(_COUNTING):
+                    self._counted = _Counted(await self.exact.store.sizes(), time.monotonic())
         entries = dict.fromkeys(self.state.gateway.endpoints, 0)
-        with contextlib.suppress(BackendError, TimeoutError):  # a scrape goes on without the figure
-            async with asyncio.timeout(1.0):
-                for namespace, count in (await self.exact.store.sizes()).items():
-                    endpoint = namespace.partition("/")[0]
-                    entries[endpoint] = entries.get(endpoint, 0) + count
+        for namespace, count in self._counted.sizes.items():
+            endpoint = namespace.partition("/")[0]
+            entries[endpoint] = entries.get(endpoint, 0) + count
         return entries
 
     async def close(self) -> None:
@@ -192,6 +224,8 @@ class Runtime:
         if self.semantic is not None:
             await self.semantic.embedder.close()
             await self.semantic.vectors.close()
+        if self._leases is not None:
+            await self._leases.close()
         await self.exact.store.close()
         self.keyring.close()
         if self._recorder is not None:
@@ -204,17 +238,41 @@ class Runtime:
     def _semantic(self, settings: Settings) -> SemanticTier:
         chosen = settings.cache.embedder
         embedder = registry.create("embedding", chosen.kind, **_embedder_options(settings))
-        options: dict[str, object] = {"dimensions": embedder.dimensions}
-        if settings.cache.vector.store == "faiss":
-            options |= {
-                "path": storage(settings) / "vectors",
-                "revision": embedder.revision,
-                "max_entries": settings.cache.vector.max_entries,
-            }
-        vectors: VectorStore = registry.create("vector", settings.cache.vector.store, **options)
+        vectors = open_vector_store(settings, dimensions=embedder.dimensions, revision=embedder.revision)
         return SemanticTier(
             embedder, vectors, self.exact, deadline=settings.cache.vector.deadline, metrics=self.metrics
         )
+
+    async def _shared_secret(self, settings: Settings, home: Path) -> bytes:
+        """What placeholders and the marks of credentials are made with: the same for all who share entries."""
+        if settings.storage.secret is not None:
+            return blake2b(settings.storage.secret.get_secret_value().encode(), digest_size=_SECRET_BYTES).digest()
+        own = await asyncio.to_thread(_secret, home)
+        if settings.cache.exact.store not in _SHARED:
+            return own
+        try:
+            return await self._agreed(settings, own)
+        except (BackendError, TimeoutError) as error:
+            reason = str(error) or "it did not answer in time"
+            log.warning("the shared store is not there, masks are this gateway's own for now: %s", reason)
+            self._alone = True
+            return own
+
+    async def _agreed(self, settings: Settings, own: bytes) -> bytes:
+        from backends.redis_client import shared_secret  # imported already: the store is there
+
+        async with asyncio.timeout(_AGREEING):
+            return await shared_secret(_redis(settings), "secret", lambda: own)
+
+    async def _agree_later(self, settings: Settings) -> None:
+        while self._alone:
+            await asyncio.sleep(_AGREE_AGAIN)
+            with contextlib.suppress(BackendError, TimeoutError):
+                secret = await self._agreed(settings, self._secret)
+                self._alone = False
+        if secret != self._secret:
+            self._secret = secret
+            await self._reload()
 
     def _compiled(
         self,
@@ -249,6 +307,7 @@ class Runtime:
             exact=self.exact,
             semantic=self.semantic,
             flights=self._flights,
+            leads=self._leads,
             limits=Limits(settings.server.max_body, settings.server.body_timeout),
             metrics=self.metrics,
             recorder=self._recorder,
@@ -314,11 +373,69 @@ def open_keyring(settings: Settings) -> Keyring:
 
 def open_exact_store(settings: Settings) -> ExactStore:
     chosen = settings.cache.exact
-    options: dict[str, object] = {"max_bytes": chosen.max_size}
+    options: dict[str, object] = _reached(chosen.store, settings)
+    if chosen.store in _IMMEDIATE:
+        options["max_bytes"] = chosen.max_size
     if chosen.store == "lmdb":
         options["path"] = storage(settings) / "exact"
     store: ExactStore = registry.create("exact", chosen.store, **options)
     return store
+
+
+def open_vector_store(settings: Settings, *, dimensions: int, revision: str) -> VectorStore:
+    chosen = settings.cache.vector
+    options = {"dimensions": dimensions, "revision": revision, **_reached(chosen.store, settings)}
+    if chosen.store == "faiss":
+        options |= {"path": storage(settings) / "vectors", "max_entries": chosen.max_entries}
+    elif chosen.store in ("redis", "qdrant"):
+        options |= {"m": chosen.m, "ef_construction": chosen.ef_construction, "ef": chosen.ef}
+    if chosen.store == "redis":
+        options["index"] = chosen.index
+    store: VectorStore = registry.create("vector", chosen.store, **options)
+    return store
+
+
+def _reached(store: str, settings: Settings) -> dict[str, object]:
+    """Where a store is, and how it lets the gateway in."""
+    if store == "redis":
+        return {"address": _redis(settings)}
+    if store == "qdrant":
+        qdrant = settings.qdrant or QdrantSettings()
+        return {
+            "url": qdrant.url,
+            "api_key": _revealed(qdrant.api_key),
+            "grpc": qdrant.grpc,
+            "grpc_port": qdrant.grpc_port,
+            "ca_file": _named(qdrant.ca_file) or None,
+            "prefix": qdrant.prefix,
+        }
+    return {}
+
+
+def _redis(settings: Settings) -> RedisAddress:
+    redis = settings.redis or RedisSettings()
+    sentinel = redis.sentinel
+    return RedisAddress(
+        url=redis.url.get_secret_value(),
+        sentinel_hosts=() if sentinel is None else sentinel.hosts,
+        sentinel_master="" if sentinel is None else sentinel.master,
+        sentinel_user="" if sentinel is None or sentinel.user is None else sentinel.user,
+        sentinel_password="" if sentinel is None else _revealed(sentinel.password) or "",
+        cluster=redis.cluster,
+        ca_file=_named(redis.tls.ca),
+        cert_file=_named(redis.tls.cert),
+        key_file=_named(redis.tls.key),
+        connections=redis.connections,
+        prefix=redis.prefix,
+    )
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _named(file: Path | None) -> str:
+    return "" if file is None else str(file)
 
 
 def configure_logs(settings: Settings) -> None:

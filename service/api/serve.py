@@ -184,7 +184,7 @@ async def _send_flight(exchange: Exchange, flight: Flight, request: Request, con
             _tell(flight, context, record)
             exchange.issued = flight.issued
             if flight.hit and flight.entry is not None:
-                context.outcome = "exact" if flight.hit == "exact" else "semantic"
+                context.outcome = flight.hit
                 headers = _hit_headers(flight.entry, context, record)
                 request.replayed = True
             else:

@@ -7,7 +7,7 @@ keeps every chunk, so that who joins late gets the stream from its start.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from models.completion import Entry
 from models.errors import GatewayError, UpstreamError
@@ -32,7 +32,8 @@ class Flight:
         self.chunks: list[FlightChunk] = []
         self.entry: Entry | None = None  # the answer once it is whole, from the upstream or from a cache
         self.error: GatewayError | None = None
-        self.hit: str = ""  # "exact" or "semantic" where a cache had the answer
+        # Where a cache had the answer. `coalesced`: another process had been asked the same, and was waited for.
+        self.hit: Literal["", "exact", "semantic", "coalesced"] = ""
         self.detail = ""
         self.similarity: float | None = None  # of the hit, or of the nearest rejected entry
         self.shadow: float | None = None

@@ -6,6 +6,7 @@ a `GatewayError`, and the client is told.
 
 import asyncio
 from collections.abc import Hashable, Mapping
+from typing import Literal
 
 import msgspec
 
@@ -24,6 +25,7 @@ from service.pipeline.admit import admit
 from service.pipeline.authenticate import authenticate, credential_mark
 from service.pipeline.call import Begun, Switchboard, call
 from service.pipeline.exact_tier import ExactTier, fresh
+from service.pipeline.lead import Lead, Leads
 from service.pipeline.reserve import Reservation, reserve
 from service.pipeline.screen import Screens, StreamedAnswer
 from service.pipeline.semantic_tier import Found, SemanticTier
@@ -63,6 +65,7 @@ class Gateway:
         semantic: SemanticTier | None,
         screens: Screens,
         flights: Flights,
+        leads: Leads | None,
         limits: Limits,
         metrics: Metrics,
         recorder: Recorder | None,
@@ -83,6 +86,7 @@ class Gateway:
         self._keys_required = keys_required
         self._secret = secret
         self._flights = flights
+        self._leads = leads  # None: no other process shares the exact store
         self.board = Switchboard(upstreams, standings, metrics)
 
     def authenticate(
@@ -203,14 +207,20 @@ class Gateway:
         together: Hashable | None,
     ) -> None:
         asked = context.directives
+        lead: Lead | None = None
         try:
             if together is not None and key is not None:
+                taken = (
+                    None if self._leads is None else await self._leads.take(context, key, patient=not request.stream)
+                )
+                lead = taken if isinstance(taken, Lead) else None
+                made = taken if isinstance(taken, Entry) else None
                 # Between the miss and the lead another flight, here or in another worker, may have landed.
-                entry = await self.exact.again(context, key)
+                entry = made or await self.exact.again(context, key)
                 if entry is not None:
                     hit = await self._hit(entry, request, context, choice)
                     flight.issued, flight.acted = dict(hit.issued), context.acted
-                    self._land(flight, together, entry, hit="exact")
+                    self._land(flight, together, entry, hit="exact" if made is None else "coalesced")
                     return
 
             screened = await self.screens.request(request, context, choice)
@@ -250,14 +260,26 @@ class Gateway:
             flight.fail(error)
         except RecursionError:
             flight.fail(RequestError("the body is nested too deeply"))
+        finally:
+            if lead is not None:
+                await lead.end()
 
     def _left(self) -> None:
         self.users -= 1
 
-    def _land(self, flight: Flight, together: Hashable | None, entry: Entry, *, hit: str = "") -> None:
+    def _land(
+        self,
+        flight: Flight,
+        together: Hashable | None,
+        entry: Entry,
+        *,
+        hit: Literal["", "exact", "semantic", "coalesced"] = "",
+    ) -> None:
         """Ends a flight whose entry is not one that newcomers may be served from."""
         self._flights.close(together, flight)
         flight.hit = hit
+        if hit == "coalesced":
+            self.metrics.coalesced.add(())
         flight.finish(entry)
 
     async def _called(

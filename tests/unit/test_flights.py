@@ -148,6 +148,7 @@ class Path:
             semantic=None,
             screens=Screens({}, placeholders=Placeholders(b"s" * 32), metrics=self.metrics),
             flights=Flights(),
+            leads=None,
             limits=Limits(max_body=1_000_000, body_timeout=1.0),
             metrics=self.metrics,
             recorder=None,

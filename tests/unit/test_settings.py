@@ -580,8 +580,6 @@ def test_what_is_left_out_of_a_file_of_rules_is_a_warning(loaded: Loading, tmp_p
 @pytest.mark.parametrize(
     ("text", "path"),
     [
-        ("cache: {exact: {store: redis}}", "cache.exact.store"),
-        ("cache: {vector: {store: qdrant}}", "cache.vector.store"),
         ("cache: {embedder: {kind: sentence-transformers}}", "cache.embedder.kind"),
         ("upstreams: [{name: a, provider: bedrock}]", "upstreams.0.provider"),
         ("endpoints: [{name: a, cache: {max_wrong_hit_rate: 0.01}}]", "endpoints.0.cache.max_wrong_hit_rate"),
@@ -745,7 +743,7 @@ def test_doubts_are_warnings_and_not_errors(loaded: Loading) -> None:
     )
 
     assert settings.warnings == (
-        "redis: nothing uses it",
+        "redis: nothing uses it: set cache.exact.store or cache.vector.store",
         "cache.exact.store: each worker has a cache of its own; lmdb is shared",
         "endpoints.0.cache.threshold: has no effect with mode: exact",
     )
