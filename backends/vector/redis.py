@@ -1,6 +1,7 @@
 """The vector store that many gateways share in one Redis or Valkey."""
 
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -18,6 +19,9 @@ from backends.vector.redis_search import SearchIndex
 from backends.vector.redis_sets import COMMANDS as SET_COMMANDS
 from backends.vector.redis_sets import VectorSets
 from models.errors import BackendError
+
+# By itself, and in a script.
+_UNKNOWN_COMMAND = re.compile(r"(?i)(err )?unknown( redis)? command")
 
 _logger = logging.getLogger(__name__)
 
@@ -155,8 +159,8 @@ class RedisVectorStore:
             try:
                 yield
             except ResponseError as error:
-                if "unknown command" in str(error):
-                    self._found = None  # another server than the one that was asked
+                if _UNKNOWN_COMMAND.match(str(error)):
+                    self._found = None  # it is another server than the one that was asked
                 raise
 
     def _checked(self, vector: Vector) -> Vector:

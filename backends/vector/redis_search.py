@@ -130,7 +130,7 @@ class SearchIndex:
             for fields in await self._commands.page([("HMGET", key, *wanted) for key in fresh]):
                 if None in fields or float(fields[4]) <= self._clock():
                     continue
-                vector = np.frombuffer(fields[2], dtype=np.float32)
+                vector = np.frombuffer(fields[2], dtype=np.float32).copy()
                 yield StoredVector(decoded(fields[0]), decoded(fields[1]), vector, fields[3], float(fields[4]))
 
     async def count(self) -> int:

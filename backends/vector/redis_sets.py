@@ -26,7 +26,7 @@ _PAGE = 200  # entries a reply: at 10 KB each, 2 MB
 _FRAME = struct.Struct(">dI")  # when it expires, how long its id is
 
 # Each is one round trip, and nobody sees it half done. What expired is swept with the writes: four at a time keep up
-# with any rate of them. The three keys of a namespace go when its last entry expires.
+# with any rate of them. The keys of a namespace go when its last entry expires.
 _UPSERT = """
 local set, frames, times, names = unpack(KEYS)
 local element, vector, frame, expires, ttl, now, m, effort, namespace = unpack(ARGV)
@@ -35,7 +35,10 @@ for _, old in ipairs(redis.call('ZRANGEBYSCORE', times, '-inf', now, 'LIMIT', 0,
   redis.call('HDEL', frames, old)
   redis.call('ZREM', times, old)
 end
-local left = redis.call('PTTL', times)
+local left = {}
+for i, key in ipairs(KEYS) do
+  left[i] = redis.call('PTTL', key)
+end
 redis.call('VADD', set, 'FP32', vector, element, 'NOQUANT', 'EF', effort,
   'SETATTR', '{"e":' .. (expires == 'inf' and '1e300' or expires) .. '}', 'M', m)
 redis.call('HSET', frames, element, frame)
@@ -43,18 +46,18 @@ redis.call('ZADD', times, expires, element)
 if ttl ~= '' then
   redis.call('HPEXPIRE', frames, ttl, 'FIELDS', 1, element)
 end
-for _, key in ipairs({set, frames, times}) do
-  if ttl == '' then
-    redis.call('PERSIST', key)
-  elseif left == -2 or left >= 0 and left < tonumber(ttl) then
-    redis.call('PEXPIRE', key, ttl)
-  elseif left >= 0 then
-    redis.call('PEXPIRE', key, math.max(left, 1))
-  end
-end
 if names then
   redis.call('ZADD', names, 'GT', expires, namespace)
   redis.call('ZREMRANGEBYSCORE', names, '-inf', now)
+end
+for i, key in ipairs(KEYS) do
+  if ttl == '' then
+    redis.call('PERSIST', key)
+  elseif left[i] == -2 or left[i] >= 0 and left[i] < tonumber(ttl) then
+    redis.call('PEXPIRE', key, ttl)
+  elseif left[i] >= 0 then
+    redis.call('PEXPIRE', key, math.max(left[i], 1))
+  end
 end
 """
 
