@@ -27,6 +27,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "flat": "backends.vector.flat:FlatStore",
         "faiss": "backends.vector.faiss:FaissStore",
         "redis": "backends.vector.redis:RedisVectorStore",
+        "qdrant": "backends.vector.qdrant:QdrantStore",
     },
     "embedding": {
         "onnx": "backends.embedding.onnx:OnnxEmbedder",

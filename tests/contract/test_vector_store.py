@@ -15,11 +15,18 @@ from backends.registry import create
 from backends.vector.base import Vector, VectorStore
 from models.errors import BackendError
 from tests.support.servers import Server
+from tests.support.stores import grpc_port
 
-SUITE = {"vector": {"flat", "faiss", "redis"}}
+SUITE = {"vector": {"flat", "faiss", "redis", "qdrant"}}
 
 EMBEDDED = ["faiss", "faiss of many", "flat"]
-REMOTE = ["redis on redis", "redis on redis-alone", "redis on valkey"]
+REMOTE = [
+    "redis on redis",
+    "redis on redis-alone",
+    "redis on valkey",
+    "qdrant over gRPC on qdrant",
+    "qdrant over HTTP on qdrant",
+]
 
 DIMENSIONS = 32
 HERE = "support/team:blue/1f0c"
@@ -45,6 +52,7 @@ async def store(
 ) -> AsyncIterator[VectorStore]:
     name, _, server = request.param.partition(" on ")
     name, _, many = name.partition(" of ")
+    name, _, way = name.partition(" over ")
     options: dict[str, object] = {}
     match name:
         case "faiss":
@@ -52,6 +60,10 @@ async def store(
         case "redis":
             url = f"redis://127.0.0.1:{store_server(server).port}"
             options = {"address": RedisAddress(url=url, prefix=uuid.uuid4().hex), "revision": "test@1"}
+        case "qdrant":
+            at = store_server(server)
+            options = {"url": at.url, "grpc": way == "gRPC", "grpc_port": grpc_port(at)}
+            options |= {"prefix": uuid.uuid4().hex, "revision": "test@1"}
     store: VectorStore = create("vector", name, dimensions=DIMENSIONS, clock=clock, **options)
     yield store
     if server:
