@@ -1,12 +1,15 @@
 """Vectors in one process's memory: the reference that every other store is held against."""
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 import numpy as np
 
-from backends.vector.base import Neighbor, Vector
+from backends.vector.base import Neighbor, StoredVector, Vector
+
+_AT_ONCE = 256
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -56,6 +59,13 @@ class FlatStore:
         for name in cleared:
             del self._entries[name]
         return count
+
+    async def entries(self, prefix: str) -> AsyncIterator[StoredVector]:
+        for namespace in [name for name in self._entries if prefix in ("", name) or name.startswith(f"{prefix}/")]:
+            for number, (entry_id, entry) in enumerate(self._live(namespace).items()):
+                if number % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
+                yield StoredVector(namespace, entry_id, entry.vector.copy(), entry.payload, entry.expires_at)
 
     async def count(self) -> int:
         return sum(len(self._live(name)) for name in self._entries)

@@ -10,7 +10,8 @@ a number catches up by reading what lies above it, in any order. Tables, big-end
     namespaces  namespace key -> name
     expiries    when + number -> nothing
     removals    number -> when it was written, then (namespace key, number) of each entry that went
-    state       `last`: the highest number given out; `horizon`: removals up to here are forgotten
+    state       `last`: the highest number given out; `horizon`: removals up to here are forgotten;
+                `identity`: 16 bytes that no other log has
 
 Payloads lie apart from vectors so that a start does not read them. A removal
 takes as many numbers as entries went, which makes the difference of two
@@ -18,6 +19,7 @@ numbers a measure of the work between them.
 """
 
 import math
+import os
 import struct
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -25,8 +27,9 @@ from typing import NamedTuple, TypeAlias
 
 import lmdb
 import numpy as np
+from numpy.typing import NDArray
 
-from backends.vector.base import Vector
+from backends.vector.base import StoredVector, Vector
 
 TABLES = ("entries", "payloads", "places", "namespaces", "expiries", "removals", "state")
 
@@ -79,9 +82,7 @@ class VectorLog:
         with txn.cursor(self._entries) as cursor:
             if cursor.set_range(_NUMBER.pack(number + 1)):
                 for key, value in cursor:
-                    expires_at, namespace, _ = _HEAD.unpack_from(value)
-                    vector = np.frombuffer(value, dtype=np.float32, offset=_HEAD.size)
-                    yield LoggedEntry(_NUMBER.unpack(key)[0], namespace, expires_at, vector)
+                    yield _logged(_NUMBER.unpack(key)[0], value)
 
     def removals_after(self, txn: Reading, number: int) -> Iterator[tuple[bytes, int]]:
         """The namespace key and the number of each entry that went."""
@@ -89,6 +90,62 @@ class VectorLog:
             if cursor.set_range(_NUMBER.pack(number + 1)):
                 for _, value in cursor:
                     yield from _GONE.iter_unpack(value[_WRITTEN_AT.size :])
+
+    def identity(self, txn: Reading) -> bytes:
+        """What tells this log from one that gave out the same numbers; zeros before anything was written."""
+        return bytes(txn.get(b"identity", db=self._state) or bytes(16))
+
+    def numbers(self, txn: Reading) -> dict[bytes, NDArray[np.int64]]:
+        """Of every entry, ascending, by namespace key."""
+        found: dict[bytes, list[int]] = {}
+        with txn.cursor(self._places) as cursor:
+            for place, number in cursor:
+                found.setdefault(bytes(place[:16]), []).append(_NUMBER.unpack(number)[0])
+        return {key: np.sort(np.array(numbers, dtype=np.int64)) for key, numbers in found.items()}
+
+    def entry(self, txn: Reading, number: int) -> LoggedEntry:
+        """One that the same transaction saw."""
+        return _logged(number, txn.get(_NUMBER.pack(number), db=self._entries) or b"")
+
+    def page(
+        self, txn: Reading, prefix: str, *, after: bytes, now: float, at_most: int, at_most_bytes: int
+    ) -> tuple[list[StoredVector], bytes | None]:
+        """Live entries of the namespace `prefix` and all below it, and what to go on `after`: `b""` first, None last.
+
+        `at_most` counts what is looked at, so that a page is read in bounded time.
+        """
+        page: list[StoredVector] = []
+        looked, size = 0, 0
+        root, below = prefix.encode(), f"{prefix}/".encode()
+        with txn.cursor(self._namespaces) as spaces, txn.cursor(self._places) as places:
+            more = spaces.set_range(after[:16]) if after else spaces.first()
+            while more:
+                key, name = bytes(spaces.key()), bytes(spaces.value())
+                more = not prefix or name == root or name.startswith(below)
+                start = after if after[:16] == key else key
+                more = more and places.set_range(start)
+                while more and places.key()[:16] == key:
+                    place = bytes(places.key())
+                    if place != after:
+                        if looked >= at_most or size >= at_most_bytes:
+                            return page, after
+                        number = _NUMBER.unpack(places.value())[0]
+                        found = self.entry(txn, number)
+                        if found.expires_at > now:
+                            entry_id, payload = self.payload(txn, number)
+                            page.append(
+                                StoredVector(name.decode(), entry_id, found.vector.copy(), payload, found.expires_at)
+                            )
+                            size += len(payload)
+                        looked += 1
+                        after = place
+                    more = places.next()
+                after = key + b"\xff" * 16
+                looked += 1
+                more = spaces.next()
+                if more and looked >= at_most:
+                    return page, after
+        return page, None
 
     def payload(self, txn: Reading, number: int) -> tuple[str, bytes]:
         """The id and the payload of an entry that the same transaction saw."""
@@ -203,7 +260,10 @@ class VectorLog:
         return len(numbers)
 
     def _advance(self, txn: Writing, *, by: int) -> int:
-        number = self.last(txn) + by
+        last = self.last(txn)
+        if not last:
+            txn.put(b"identity", os.urandom(16), db=self._state)
+        number = last + by
         txn.put(b"last", _NUMBER.pack(number), db=self._state)
         return number
 
@@ -232,3 +292,8 @@ class VectorLog:
         stats = [txn.stat(database) for database in self._databases]
         pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
         return pages * self._page_bytes
+
+
+def _logged(number: int, value: bytes | memoryview) -> LoggedEntry:
+    expires_at, namespace, _ = _HEAD.unpack_from(value)
+    return LoggedEntry(number, namespace, expires_at, np.frombuffer(value, dtype=np.float32, offset=_HEAD.size))

@@ -1,6 +1,7 @@
 """What one process holds in memory of one namespace: vectors, their numbers, and when they expire.
 
-Rows stand in blocks in the order of their numbers. A block is only ever
+Where they are many, the oldest are in segments (`hnsw`); the rest, the tail,
+stands in blocks in the order of their numbers. A block is only ever
 appended to; a row that goes is marked as expired, and a block that is half
 such rows is replaced by a smaller copy. So a view that was taken before stays
 whole while others write, and no step copies more than one block.
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.vector.base import Vector
+from backends.vector.hnsw import Segment
 
 _BLOCK_ROWS = 4096  # 6 MB of 384 dimensions: copied in 2 ms
 
@@ -27,32 +29,55 @@ class View(NamedTuple):
 
 
 class Rows:
-    __slots__ = ("_blocks", "live")
+    __slots__ = ("_blocks", "segments", "tail")
 
-    def __init__(self) -> None:
+    def __init__(self, segments: Sequence[Segment] = ()) -> None:
         self._blocks: list[_Block] = []
-        self.live = 0
+        self.segments = tuple(segments)
+        """By ascending number, and before the tail."""
+        self.tail = 0
+        """Live rows that are in no segment."""
+
+    @property
+    def live(self) -> int:
         """Rows that were added and not removed; those past their TTL count until they are."""
+        return self.tail + sum(segment.live for segment in self.segments)
 
     def add(self, number: int, vector: Vector, expires_at: float) -> None:
         """`number` must be higher than any before."""
         if not self._blocks or self._blocks[-1].size == _BLOCK_ROWS:
             self._blocks.append(_Block(len(vector)))
         self._blocks[-1].append(number, vector, expires_at)
-        self.live += 1
+        self.tail += 1
 
     def remove(self, number: int) -> None:
         """Nothing happens if it is not there."""
+        if any(segment.remove(number) for segment in self.segments):
+            return
         for at, block in enumerate(self._blocks):
             row = block.find(number)
             if row is not None:
                 block.kill(row)
-                self.live -= 1
+                self.tail -= 1
                 if block.dead == block.size:
                     del self._blocks[at]
                 elif block.dead * 2 > block.size:
                     self._blocks[at] = block.compacted()
                 return
+
+    def adopt(self, segment: Segment) -> None:
+        """Puts the segment in the place of all it covers."""
+        low, high = segment.title.low, segment.title.high
+        others = (other for other in self.segments if not low <= other.title.low <= high)
+        self.segments = tuple(sorted((*others, segment), key=lambda each: each.title.low))
+        self._blocks = [rest for block in self._blocks if (rest := block.above(high)) is not None]
+        self.tail = sum(block.size - block.dead for block in self._blocks)
+
+    def alive(self, *, up_to: int) -> NDArray[np.int64]:
+        """Numbers that were not removed, ascending."""
+        tail = [view.numbers[view.expires_at > -math.inf] for view in self.view()]
+        numbers = np.concatenate([*(segment.alive() for segment in self.segments), *tail, np.empty(0, dtype=np.int64)])
+        return numbers[: np.searchsorted(numbers, up_to, side="right")]
 
     def view(self) -> Sequence[View]:
         """Expiry is copied: what is removed later is still in the view."""
@@ -118,6 +143,19 @@ class _Block:
         np.take(self._expires_at, alive, out=block._expires_at)
         block.size = len(alive)
         return block
+
+    def above(self, number: int) -> "_Block | None":
+        """The rows with higher numbers, None if there are none."""
+        start = int(np.searchsorted(self._numbers[: self.size], number, side="right"))
+        if start == 0 or start == self.size:
+            return self if start == 0 else None
+        block = _Block(self._vectors.shape[1], self.size - start)
+        block._vectors[:] = self._vectors[start : self.size]
+        block._numbers[:] = self._numbers[start : self.size]
+        block._expires_at[:] = self._expires_at[start : self.size]
+        block.size = self.size - start
+        block.dead = int(np.count_nonzero(block._expires_at == -math.inf))
+        return block if block.dead < block.size else None
 
     def view(self) -> View:
         size = self.size
