@@ -1,5 +1,6 @@
 """Connections to Redis and Valkey: one server, a master that sentinels know, or a cluster."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -161,12 +162,30 @@ def _cluster(address: RedisAddress, options: dict[str, Any]) -> RedisCluster:
     kind = options.pop("connection_class", None)
     if kind is UnixDomainSocketConnection or options.pop("db", 0):
         raise ConfigError("redis.url: a cluster has a host and a port, and database 0 only")
-    return RedisCluster(
+    return _Cluster(
         **{"host": "127.0.0.1", **options},
         ssl=kind is SSLConnection,
         max_connections=address.connections,
         require_full_coverage=False,
     )
+
+
+class _Cluster(RedisCluster):
+    """Has its callers wait for a free connection, where redis would refuse them, and closes all it opened."""
+
+    def __init__(self, *, max_connections: int, **options: Any) -> None:
+        super().__init__(max_connections=max_connections, **options)
+        self._room = asyncio.Semaphore(max(1, max_connections // 2))  # pipelines take theirs beside
+
+    async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        async with self._room:
+            return await super().execute_command(*args, **kwargs)
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        # Redis leaves the connections open where it had just lost a node.
+        for nodes in ("nodes_cache", "startup_nodes"):
+            await self.nodes_manager.aclose(nodes)
 
 
 class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):

@@ -56,7 +56,7 @@ class RedisStore:
         self._max_value_bytes = max_value_bytes
         self._base = f"{address.prefix}:exact:".encode()
         self._reads = Rounds(self._read, at_once=_ROUNDS, most=_ROUND)
-        self._writes = Rounds(self._together, at_once=_ROUNDS, most=_ROUND)
+        self._writes = Rounds(self._write, at_once=_ROUNDS, most=_ROUND)
         self._closed = False
 
     async def get(self, namespace: str, key: str) -> bytes | None:
@@ -74,16 +74,13 @@ class RedisStore:
         if ttl is not None and ttl < _LONGEST_TTL:
             command += ("PX", max(1, math.ceil(ttl * 1000)))
         with backend_errors():
-            await self._writes.ask(command)
+            await self._writes.ask((command,))
 
     async def delete(self, namespace: str, key: str) -> bool:
         self._check_open()
         name = self._name(namespace, key)
         with backend_errors():
-            expiry, gone = await self._together([("GETRANGE", name, 0, _EXPIRY.size - 1), ("UNLINK", name)])
-            for reply in (expiry, gone):
-                if isinstance(reply, Exception):
-                    raise reply
+            expiry, gone = await self._writes.ask((("GETRANGE", name, 0, _EXPIRY.size - 1), ("UNLINK", name)))
         # Put between the two, it has no expiry here, and lived.
         return bool(gone) and (not expiry or _expires_at(expiry) > self._clock())
 
@@ -144,6 +141,15 @@ class RedisStore:
             return values
         return await self._together([("GET", name) for name in names])
 
+    async def _write(self, questions: list[tuple[_Command, ...]]) -> Sequence[list[Any] | Exception]:
+        """What each question's commands are answered with, or the first refusal of one."""
+        replies = iter(await self._together([command for question in questions for command in question]))
+        answers: list[list[Any] | Exception] = []
+        for question in questions:
+            answer = [next(replies) for _ in question]
+            answers.append(next((reply for reply in answer if isinstance(reply, Exception)), answer))
+        return answers
+
     async def _together(self, commands: Sequence[_Command]) -> list[Any]:
         """One reply a command; a refusal of one is its reply."""
         if self._cluster is None and len(commands) == 1:
@@ -176,13 +182,16 @@ class RedisStore:
                 await self._cluster.initialize()
                 nodes = [{"target_nodes": node} for node in self._cluster.get_primaries()]
         for node in nodes:
-            cursor: int | bytes = b"0"
+            cursor: Any = 0
             while True:
                 with backend_errors():
-                    reply = await self._client.execute_command("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE, **node)
-                cursor, page = next(iter(reply.values())) if isinstance(reply, dict) else reply
+                    cursor, page = await self._client.execute_command(
+                        "SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE, **node
+                    )
+                if isinstance(cursor, dict):  # a cluster's, by node
+                    (cursor,) = cursor.values()
                 yield page
-                if int(cursor) == 0:
+                if not cursor:
                     break
 
     def _name(self, namespace: str, key: str) -> bytes:
