@@ -36,7 +36,8 @@ def unit(seed):
     return row / np.linalg.norm(row)
 
 async def main():
-    store = FaissStore(path=Path(sys.argv[1]), dimensions=384, revision="test@1")
+    exact_below = int(sys.argv[2])
+    store = FaissStore(path=Path(sys.argv[1]), dimensions=384, revision="test@1", exact_below=exact_below)
     print("ready", flush=True)
     for line in sys.stdin:
         operation, namespace, argument = line.split()
@@ -64,9 +65,9 @@ asyncio.run(main())
 
 
 class OtherProcess:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, exact_below: int = 20_000) -> None:
         self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and text
-            [sys.executable, "-c", _OTHER, str(path)],
+            [sys.executable, "-c", _OTHER, str(path), str(exact_below)],
             cwd=ROOT,
             text=True,
             stdin=subprocess.PIPE,
@@ -109,6 +110,7 @@ async def opened(
     dimensions: int = DIMENSIONS,
     max_entries: int = 1_000_000,
     max_bytes: int = 1 << 30,
+    exact_below: int = 20_000,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[FaissStore]:
     store = FaissStore(
@@ -117,6 +119,7 @@ async def opened(
         revision=revision,
         max_entries=max_entries,
         max_bytes=max_bytes,
+        exact_below=exact_below,
         clock=clock,
     )
     try:
@@ -454,3 +457,152 @@ async def test_the_event_loop_runs_on_while_entries_are_read_and_searched(tmp_pa
         assert all(len(search.result()) == 10 for search in searches)
         assert len(gaps) > 5
         assert sorted(gaps)[len(gaps) // 2] < 0.02
+
+
+def indexed_rows(store: FaissStore) -> int:
+    return sum(segment.live for rows in store._namespaces.values() for segment in rows.segments)
+
+
+def snapshots(path: Path) -> list[Path]:
+    return sorted(path.glob("*/*.hnsw"))
+
+
+async def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+async def test_an_index_that_one_process_makes_is_used_by_the_other(tmp_path: Path) -> None:
+    rows = units(1_200)
+    async with opened(tmp_path, exact_below=1_000) as store, opened_elsewhere(tmp_path, exact_below=1_000) as other:
+        await write(store, rows)
+        await store.indexed()
+        await store.load()
+        other.ask("upsert a/b 1")
+        file = snapshots(tmp_path)[0]
+        await until(lambda: file.name in Path(f"/proc/{other.process.pid}/maps").read_text())
+
+        other.ask(f"delete {SPACE} 7")
+        other.ask(f"upsert {SPACE} 5000")
+
+        assert (await store.nearest(SPACE, rows[7], limit=1))[0].entry_id != "7"
+        assert [(await store.nearest(SPACE, rows[n], limit=1))[0].entry_id for n in range(8, 200)] == [
+            str(n) for n in range(8, 200)
+        ]
+        assert (await store.nearest(SPACE, unit(5_000), limit=1))[0].entry_id == "5000"
+        await store.delete(SPACE, "5000")
+        assert other.ask(f"nearest {SPACE} 5000") == "none"
+
+
+@asynccontextmanager
+async def opened_elsewhere(path: Path, *, exact_below: int) -> AsyncIterator[OtherProcess]:
+    other = OtherProcess(path, exact_below=exact_below)
+    try:
+        yield other
+    finally:
+        other.kill()
+
+
+async def test_a_start_takes_the_index_from_its_file_and_the_rest_from_the_log(tmp_path: Path) -> None:
+    rows = units(2_000)
+    async with opened(tmp_path, exact_below=1_000) as store:
+        await write(store, rows[:1_500])
+        await store.indexed()
+    async with opened(tmp_path, exact_below=10_000) as store:  # makes no index of what it writes
+        await store.delete(SPACE, "3")
+        await store.upsert(SPACE, "4", rows[1_999], b"replaced", ttl=600)
+        await write(store, rows[1_500:1_600], first=1_500)
+        await write(store, rows[:5], namespace="other")
+        await store._writer.write(lambda txn: store._log.forget_removals(txn, before=time.time() + 1))
+
+    async with opened(tmp_path, exact_below=10_000) as store:
+        await store.load()
+
+        assert indexed_rows(store) == 1_498
+        assert await store.count() == 1_604
+        assert (await store.nearest(SPACE, rows[3], limit=1))[0].entry_id != "3"
+        assert (await store.nearest(SPACE, rows[1_999], limit=1))[0].payload == b"replaced"
+        assert (await store.nearest(SPACE, rows[1_550], limit=1))[0].entry_id == "1550"
+        assert (await store.nearest(SPACE, rows[17], limit=1))[0].entry_id == "17"
+        assert len(await store.nearest(SPACE, rows[0], limit=5_000)) == 1_599
+        assert len(await store.nearest("other", rows[0], limit=10)) == 5
+
+
+async def test_a_damaged_index_is_said_and_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = units(1_200)
+    async with opened(tmp_path, exact_below=1_000) as store:
+        await write(store, rows)
+        await store.indexed()
+    (file,) = snapshots(tmp_path)
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+
+    async with opened(tmp_path, exact_below=1_000) as store:
+        assert (await store.nearest(SPACE, rows[17], limit=1))[0].entry_id == "17"
+        await store.indexed()
+
+        assert indexed_rows(store) == 1_200
+        assert (await store.nearest(SPACE, rows[17], limit=1))[0].entry_id == "17"
+    assert [record.getMessage() for record in caplog.records if "checksum is wrong" in record.getMessage()]
+
+
+async def test_an_index_of_other_entries_is_not_used(tmp_path: Path) -> None:
+    async with opened(tmp_path, exact_below=1_000) as store:
+        await write(store, units(1_200))
+        await store.indexed()
+    data_file(tmp_path).unlink()  # as after damage: numbers begin again
+
+    async with opened(tmp_path, exact_below=10_000) as store:
+        await write(store, units(1_300)[::-1].copy())
+
+        assert indexed_rows(store) == 0
+        assert (await store.nearest(SPACE, units(1_300)[17], limit=1))[0].entry_id == str(1_299 - 17)
+
+
+async def test_searches_and_writes_go_on_while_an_index_is_made(tmp_path: Path) -> None:
+    rows = units(4_000)
+    async with opened(tmp_path, exact_below=1_000) as store:
+        await write(store, rows[:1_000])
+        making = asyncio.create_task(store.indexed())
+        at = 1_000
+        while not making.done() or at < 1_100:
+            await store.upsert(SPACE, str(at), rows[at % 4_000], b"", ttl=600)
+            assert (await store.nearest(SPACE, rows[at % 4_000], limit=1))[0].similarity > 0.999
+            assert (await store.nearest(SPACE, rows[at % 1_000], limit=1))[0].entry_id == str(at % 1_000)
+            at += 1
+        await making
+
+        assert at > 1_050
+        assert indexed_rows(store) >= 1_000
+
+
+async def test_what_mostly_went_is_indexed_anew(tmp_path: Path) -> None:
+    rows = units(1_500)
+    async with opened(tmp_path, exact_below=1_000) as store:
+        await write(store, rows)
+        await store.indexed()
+        await asyncio.gather(*(store.delete(SPACE, str(number)) for number in range(1_000)))
+        await store.indexed()
+
+        (segment,) = next(iter(store._namespaces.values())).segments
+        assert len(segment.numbers) == len(segment.hashes) == 500
+        assert len(await store.nearest(SPACE, rows[0], limit=2_000)) == 500
+        assert await store.clear("") == 500
+        await store.load()
+        assert store._namespaces == {}
+
+
+async def test_a_process_killed_while_it_makes_an_index_leaves_that_to_another(tmp_path: Path) -> None:
+    async with opened(tmp_path, exact_below=1_000) as store, opened_elsewhere(tmp_path, exact_below=100) as other:
+        await write(store, units(900))
+        other.ask(f"nearest {SPACE} 1")
+        other.kill()
+        await write(store, units(1_100)[900:], first=900)
+        await store.indexed()
+
+        assert indexed_rows(store) + next(iter(store._namespaces.values())).tail == 1_100
+        assert indexed_rows(store) >= 900
+        assert (await store.nearest(SPACE, units(1_100)[1_050], limit=1))[0].entry_id == "1050"
