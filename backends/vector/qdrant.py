@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from backends.vector.base import Neighbor, StoredVector, Vector
-from backends.vector.qdrant_rest import Missing, Point, Rest, Unreachable, unreadable
+from backends.vector.qdrant_rest import Missing, Point, Rest, Taken, Unreachable, closed, unreadable
 from models.errors import BackendError, ConfigError
 
 _CONNECTIONS = 32
@@ -26,6 +26,7 @@ _EXACT_KILOBYTES = 10_000  # of vectors: fewer are compared one by one, as 6,600
 _PAGE = 64  # entries; with their payloads
 _SWEEP_SECONDS = 30.0
 _SWEEP_STEP = 1_000  # entries a call, so that searches get in between
+_LOOK_SECONDS = 2.0  # all calls wait for the first look
 _LONG_SECONDS = 120.0  # calls that walk over many entries
 _INDEXES: dict[str, Any] = {
     "space": {"type": "keyword", "is_tenant": True},
@@ -269,14 +270,19 @@ class QdrantStore:
     async def _prepared(self) -> Any:
         """Shared by all that wait, and goes on when they leave: a short deadline must not begin it anew each time."""
         if self._closed:
-            raise BackendError("the Qdrant store is closed")
+            raise closed()
         if self._points is not None:
             return self._points
         if self._preparing is None:
             self._preparing = asyncio.create_task(self._prepare())
             self._preparing.add_done_callback(self._has_prepared)
+        preparing = self._preparing
         try:
-            return await asyncio.shield(self._preparing)
+            return await asyncio.shield(preparing)
+        except asyncio.CancelledError:
+            if preparing.cancelled():  # by `close`; if the caller was cancelled too, it will find out
+                raise closed() from None
+            raise
         except BackendError as error:
             raise type(error)(str(error)) from error  # one each: raising adds to an exception's traceback
 
@@ -299,10 +305,10 @@ class QdrantStore:
     async def _collection_info(self) -> _Info:
         path = f"/collections/{self._collection}"
         try:
-            answer = await self._rest.call("GET", path)
+            answer = await self._rest.call("GET", path, within=_LOOK_SECONDS)
         except Missing:
             await self._create(path)
-            answer = await self._rest.call("GET", path)
+            answer = await self._rest.call("GET", path, within=_LOOK_SECONDS)
         info = _result(_Info, answer)
         vectors = info.config.params.vectors
         fits = (vectors.get("size"), vectors.get("distance")) == (self.dimensions, "Cosine")
@@ -334,11 +340,8 @@ class QdrantStore:
             )
         try:
             await self._rest.call("PUT", path, body, within=_LONG_SECONDS)
-        except Unreachable:
-            raise
-        except BackendError as error:
-            # Another process may have been first: the next look tells.
-            _logger.debug("%s was not made: %s", self._collection, error)
+        except Taken as taken:
+            _logger.debug("%s: %s", self._collection, taken)
 
     async def _carrier(self) -> Any:
         if self._grpc is None:

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from backends.vector.base import Vector
-from backends.vector.qdrant_rest import Missing, Point, Unreachable, failure, no_access, unreadable
+from backends.vector.qdrant_rest import Point, Unreachable, closed, failure, missing, no_access, unreadable
 from models.errors import BackendError, ConfigError
 
 _SECONDS = 5.0  # a backstop: whoever calls has a deadline of its own
@@ -31,6 +31,9 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # A server that went without a word is noticed.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
 ]
 # Each field's number and type; `*` is a list of them. `bytes` stand in for packed floats and for ASCII strings, and a
 # list of pairs for a map: on the wire they are the same.
@@ -163,7 +166,12 @@ class Grpc:
         call = asyncio.create_task(self._answer(method, request, within))
         self._calls.add(call)
         call.add_done_callback(self._ended)
-        return await asyncio.shield(call)
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            if call.cancelled():  # the channel was closed; if the caller was cancelled too, it will find out
+                raise closed() from None
+            raise
 
     async def _answer(self, method: str, request: bytes, within: float) -> bytes:
         try:
@@ -171,7 +179,7 @@ class Grpc:
         except self._aio.AioRpcError as error:
             raise self._failure(error) from error
         except self._aio.UsageError as error:
-            raise BackendError("the Qdrant store is closed") from error
+            raise closed() from error
         return answer
 
     def _ended(self, call: asyncio.Task[bytes]) -> None:
@@ -193,7 +201,7 @@ class Grpc:
         code = error.code()
         match code.name:
             case "NOT_FOUND":
-                return Missing("the Qdrant collection is gone")
+                return missing()
             case "UNAUTHENTICATED" | "PERMISSION_DENIED":
                 return no_access()
             case "UNAVAILABLE" | "DEADLINE_EXCEEDED" | "UNIMPLEMENTED":

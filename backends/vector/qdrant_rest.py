@@ -28,6 +28,10 @@ class Missing(BackendError):
     """There is no such collection."""
 
 
+class Taken(BackendError):
+    """There is a collection of this name already."""
+
+
 class Unreachable(BackendError):
     """Nothing that could answer is there now."""
 
@@ -81,8 +85,9 @@ class Rest:
     async def call(self, method: str, path: str, body: Any = None, *, within: float = _SECONDS) -> bytes:
         """What the server answered; `within` seconds."""
         data = b"" if body is None else _encoder.encode(body)
+        session = self._open()
         try:
-            async with self._open().request(
+            async with session.request(
                 method,
                 self._url + path,
                 data=io.BytesIO(data) if len(data) > _LARGE else data or None,
@@ -90,6 +95,10 @@ class Rest:
                 timeout=aiohttp.ClientTimeout(total=within, sock_connect=_CONNECT_SECONDS),
             ) as answer:
                 status, text = answer.status, await answer.read()
+        except asyncio.CancelledError:
+            if session.closed:  # which cancels those who wait for a connection
+                raise closed() from None
+            raise
         except TimeoutError as error:
             raise Unreachable(f"Qdrant did not answer within {within:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -165,6 +174,14 @@ def failure(code: str, message: str, *, full: bool) -> BackendError:
     return BackendError(f"Qdrant refused a call ({code})")
 
 
+def closed() -> BackendError:
+    return BackendError("the Qdrant store is closed")
+
+
+def missing() -> Missing:
+    return Missing("Qdrant has no such collection, nor can one be made there: is qdrant.url right?")
+
+
 def no_access() -> BackendError:
     return BackendError("Qdrant refused the API key: see qdrant.api_key")
 
@@ -176,7 +193,9 @@ def unreadable() -> BackendError:
 def _refused(status: int, text: bytes) -> BackendError:
     message = text.decode(errors="replace")
     if status == 404:
-        return Missing("the Qdrant collection is gone")
+        return missing()
+    if status == 409:
+        return Taken("another process made the collection first")
     if status == 401 or (status == 403 and not _FULL.search(message)):
         return no_access()
     if status in (502, 503, 504):

@@ -254,10 +254,37 @@ async def test_a_store_that_is_closed_while_it_connects_leaves_nothing(server: S
     await store.close()
     await store.close()
 
-    with pytest.raises((BackendError, asyncio.CancelledError)):
+    with pytest.raises(BackendError, match="closed"):
         await search
     with pytest.raises(BackendError, match="closed"):
         await store.nearest(HERE, axis(0), limit=1)
+
+
+async def test_calls_that_wait_when_the_store_is_closed_fail_as_any_other(server: Server, over: str) -> None:
+    store = store_at(server.port, over)
+    await store.upsert(HERE, "a", axis(0), b"", ttl=60)
+    server.signal(signal.SIGSTOP)
+    searches = [asyncio.create_task(store.nearest(HERE, axis(0), limit=1)) for _ in range(50)]
+    await asyncio.wait(searches, timeout=0.05)
+
+    await store.close()
+
+    ended = await asyncio.gather(*searches, return_exceptions=True)
+    server.signal(signal.SIGCONT)
+    assert [type(end) for end in ended if not isinstance(end, BackendError)] == []
+
+
+async def test_a_url_that_is_not_qdrants_is_doubted(server: Server, over: str) -> None:
+    async with opened(server.port, over, url=f"{server.url}/elsewhere") as store:
+        with pytest.raises(BackendError, match=r"is qdrant\.url right"):
+            await store.nearest(HERE, axis(0), limit=1)
+
+
+async def test_a_key_that_may_only_read_is_named(tmp_path: Path) -> None:
+    with serving(tmp_path, service__api_key="all", service__read_only_api_key="read") as server:
+        async with opened(server.port, api_key="read") as store:
+            with pytest.raises(BackendError, match="refused the API key"):
+                await store.load()
 
 
 async def test_a_wrong_key_is_named_and_not_told(tmp_path: Path, over: str) -> None:
