@@ -94,8 +94,8 @@ class FaissStore:
         except (lmdb.Error, BackendError) as error:
             self._environment.close()
             raise BackendError(f"{self._directory} cannot be used: {error}") from error
-        if entries > min(_INLINE_ROWS, exact_below):
-            single_threaded()  # better now than at the first search
+        if entries > min(_INLINE_ROWS, exact_below) // 4:
+            single_threaded()  # better now than when it is needed
         self._namespaces: dict[bytes, Rows] = {}
         self._seen = 0
         self._begun = False
