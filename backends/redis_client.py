@@ -171,14 +171,15 @@ def _cluster(address: RedisAddress, options: dict[str, Any]) -> RedisCluster:
 
 
 class _Cluster(RedisCluster):
-    """Has its callers wait for a free connection, where redis would refuse them, and closes all it opened."""
+    """One command at a time: where several open connections to a node at once, redis 8.1 breaks some of them. Pipelines
+    are not counted: who sends them takes turns. Closes all it opened."""
 
-    def __init__(self, *, max_connections: int, **options: Any) -> None:
-        super().__init__(max_connections=max_connections, **options)
-        self._room = asyncio.Semaphore(max(1, max_connections // 2))  # pipelines take theirs beside
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._turn = asyncio.Lock()
 
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
-        async with self._room:
+        async with self._turn:
             return await super().execute_command(*args, **kwargs)
 
     async def aclose(self) -> None:

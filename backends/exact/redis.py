@@ -8,6 +8,7 @@ as well, only frees the memory. What goes when the server is full is its
 `maxmemory-policy`.
 """
 
+import asyncio
 import math
 import re
 import struct
@@ -57,6 +58,7 @@ class RedisStore:
         self._base = f"{address.prefix}:exact:".encode()
         self._reads = Rounds(self._read, at_once=_ROUNDS, most=_ROUND)
         self._writes = Rounds(self._write, at_once=_ROUNDS, most=_ROUND)
+        self._turn = asyncio.Semaphore(_ROUNDS + 1 if self._cluster is None else 1)  # a cluster's client wants turns
         self._closed = False
 
     async def get(self, namespace: str, key: str) -> bytes | None:
@@ -154,7 +156,7 @@ class RedisStore:
         """One reply a command; a refusal of one is its reply."""
         if self._cluster is None and len(commands) == 1:
             return [await self._client.execute_command(*commands[0])]
-        async with self._client.pipeline(transaction=False) as pipeline:
+        async with self._turn, self._client.pipeline(transaction=False) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command)
             replies: list[Any] = await pipeline.execute(raise_on_error=False)
