@@ -27,7 +27,7 @@ from models.errors import BackendError, StoreFull
 _EXPIRY = struct.Struct(">d")
 _ENCODING, _SURROGATES = "utf-8", "surrogatepass"  # JSON can hold half a surrogate pair
 _LONGEST_TTL = 1e11  # seconds; the server counts milliseconds in 64 bits
-_ROUND = 64  # commands that share a round trip
+_ROUND = 128  # commands that share a round trip
 _ROUNDS = 2  # on their way at once: a large value holds up one of them
 _PAGE = 1_000  # keys a step of a scan looks at
 _VALUES_PAGE = 32  # values held at once by who walks over all of them
