@@ -337,7 +337,7 @@ async def test_a_server_that_hangs_costs_the_callers_deadline_and_answers_right_
         assert found == [str(number).encode() for number in reversed(range(100))]
 
 
-async def test_a_write_given_up_while_it_waits_is_not_made_later(tmp_path: Path) -> None:
+async def test_writes_underway_outlive_lookups_that_are_given_up(tmp_path: Path) -> None:
     with redis_alone(tmp_path / "redis") as server:
         async with opened(at(server)) as store:
             await store.put(HERE, "there", b"value", ttl=60)
