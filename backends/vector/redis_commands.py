@@ -58,6 +58,8 @@ class Commands:
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """One reply a command; a refusal of one is its reply."""
+        if not commands:
+            return []
         if len(commands) == 1:
             return [await self._client.execute_command(*commands[0])]
         async with self._client.pipeline(transaction=False) as pipeline:

@@ -1,8 +1,10 @@
 """Vectors in the query engine of Redis or Valkey: a hash an entry, an index over all of them."""
 
 import asyncio
+import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -15,7 +17,8 @@ from models.errors import BackendError
 
 COMMANDS = ("FT.SEARCH", "FT.CREATE", "FT.INFO", "FT.EXPLAIN", "FT.AGGREGATE", "FT.CURSOR")
 
-_PAGE = 200  # entries a reply: at 10 KB each, 2 MB
+_PAGE = 192  # keys a reply
+_ENTRIES_PAGE = 32  # a payload may have a megabyte
 _POLL_SECONDS = 0.05
 
 # Whole or not at all, also where the connection breaks. What is written without an index would be found by nobody: that
@@ -31,6 +34,8 @@ end
 """
 
 T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
 
 
 class SearchIndex:
@@ -62,6 +67,7 @@ class SearchIndex:
         self._made = False
         self._making = Shared(self._make)
         self._graph = index == "hnsw"
+        self._settings = f"hnsw, m {m}, ef_construction {ef_construction}" if index == "hnsw" else "flat"
         vector: list[str | int] = ["TYPE", "FLOAT32", "DIM", dimensions, "DISTANCE_METRIC", "COSINE"]
         if index == "hnsw":
             vector += ["M", m, "EF_CONSTRUCTION", ef_construction]
@@ -107,35 +113,31 @@ class SearchIndex:
 
     async def clear(self, prefix: str) -> int:
         count = 0
-        last: list[bytes] = []
-        keys: list[bytes] | None = None
-        while keys is None or (keys and keys != last):  # the same again: the server has not noticed that they expired
-            last = keys or []
-            now = self._clock()
-            found = await self._with_index(
-                lambda: self._command("FT.SEARCH", _below(prefix), "RETURN", 1, "expires", "LIMIT", 0, _PAGE)
-            )
-            keys = found[1::2]
-            removed = await self._commands.page([("UNLINK", key) for key in keys])
-            for fields, gone in zip(found[2::2], removed, strict=True):
-                count += bool(gone and fields and float(fields[1]) > now)
+        async with aclosing(self._keys(prefix)) as pages:
+            async for keys in pages:
+                now = self._clock()
+                each = [[("HGET", key, "expires"), ("UNLINK", key)] for key in keys]
+                replies = await self._commands.page([command for both in each for command in both])
+                for expires, gone in zip(replies[::2], replies[1::2], strict=True):
+                    count += bool(gone and expires and float(expires) > now)
         return count
 
     async def entries(self, prefix: str) -> AsyncIterator[StoredVector]:
-        seen: set[bytes] = set()  # what is written again meanwhile has a second place in the index
-        async for keys in self._keys(prefix):
-            fresh = [key for key in keys if key not in seen]
-            seen.update(fresh)
-            wanted = ("namespace", "id", "vector", "payload", "expires")
-            for fields in await self._commands.page([("HMGET", key, *wanted) for key in fresh]):
-                if None in fields or float(fields[4]) <= self._clock():
-                    continue
-                vector = np.frombuffer(fields[2], dtype=np.float32).copy()
-                yield StoredVector(decoded(fields[0]), decoded(fields[1]), vector, fields[3], float(fields[4]))
+        seen: set[int] = set()  # what is written again meanwhile has a second place in the index
+        wanted = ("namespace", "id", "vector", "payload", "expires")
+        async with aclosing(self._keys(prefix)) as pages:
+            async for keys in pages:
+                fresh = [key for key in keys if hash(key) not in seen]
+                seen.update(map(hash, fresh))
+                for start in range(0, len(fresh), _ENTRIES_PAGE):
+                    some = fresh[start : start + _ENTRIES_PAGE]
+                    for fields in await self._commands.page([("HMGET", key, *wanted) for key in some]):
+                        if None not in fields and float(fields[4]) > self._clock():
+                            yield _stored(*fields)
 
     async def count(self) -> int:
         query = f"@expires:[({self._clock()!r} +inf]"
-        total, *_ = await self._with_index(lambda: self._command("FT.SEARCH", query, "LIMIT", 0, 0))
+        total, *_ = await self._with_index(lambda: self._command("FT.SEARCH", query, "LIMIT", 0, 0, "TIMEOUT", 0))
         return int(total)
 
     def _key(self, namespace: str, entry_id: str) -> str:
@@ -153,15 +155,15 @@ class SearchIndex:
         hits = [dict(zip(fields[::2], fields[1::2], strict=True)) if fields else {} for fields in found[1::2]]
         return [hit if len(hit) == 4 else {} for hit in hits]
 
-    async def _keys(self, prefix: str) -> AsyncIterator[list[bytes]]:
-        (_, *rows), cursor = await self._with_index(
-            lambda: self._command("FT.AGGREGATE", _below(prefix), "LOAD", 1, "@__key", "WITHCURSOR", "COUNT", _PAGE)
-        )
+    async def _keys(self, prefix: str) -> AsyncGenerator[list[bytes], None]:
+        """In pages; some twice."""
+        query = (_below(prefix), "LOAD", 1, "@__key", "TIMEOUT", 0, "WITHCURSOR", "COUNT", _PAGE)
+        (_, *rows), cursor = await self._with_index(lambda: self._command("FT.AGGREGATE", *query))
         try:
-            yield [key for _, key in rows]
+            yield [row[1] for row in rows if row]  # what expired meanwhile is None
             while cursor:
                 (_, *rows), cursor = await self._commands.read("FT.CURSOR", "READ", self._name, cursor, "COUNT", _PAGE)
-                yield [key for _, key in rows]
+                yield [row[1] for row in rows if row]
         finally:
             if cursor:
                 await self._commands.read("FT.CURSOR", "DEL", self._name, cursor)
@@ -208,10 +210,24 @@ class SearchIndex:
                 f"redis.prefix, or drop it with its entries: FT.DROPINDEX {self._name} DD"
             )
         self._graph = vector.get("algorithm") == b"HNSW"
+        settings = "flat"
+        if self._graph:
+            settings = f"hnsw, m {vector.get('M')}, ef_construction {vector.get('ef_construction')}"
+        if settings != self._settings:
+            _logger.warning(
+                "the index %s in Redis stays as it was made: %s; for %s, drop it, and its entries are indexed anew: "
+                "FT.DROPINDEX %s",
+                *(self._name, settings, self._settings, self._name),
+            )
         self._made = True
 
     async def _described(self) -> dict[str, Any]:
         return _pairs(await self._commands.read("FT.INFO", self._name))
+
+
+def _stored(namespace: bytes, entry_id: bytes, vector: bytes, payload: bytes, expires: bytes) -> StoredVector:
+    row = np.frombuffer(vector, dtype=np.float32).copy()
+    return StoredVector(decoded(namespace), decoded(entry_id), row, payload, float(expires))
 
 
 def _below(prefix: str) -> str:

@@ -22,7 +22,8 @@ from models.errors import BackendError
 
 COMMANDS = ("VADD", "VSIM", "VREM", "VEMB", "VCARD", "HPEXPIRE")
 
-_PAGE = 200  # entries a reply: at 10 KB each, 2 MB
+_PAGE = 200  # names a reply
+_ENTRIES_PAGE = 32  # a payload may have a megabyte
 _FRAME = struct.Struct(">dI")  # when it expires, how long its id is
 
 # Each is one round trip, and nobody sees it half done. What expired is swept with the writes: four at a time keep up
@@ -80,6 +81,16 @@ for i = 1, #found, 2 do
   end
 end
 return hits
+"""
+
+_ENTRIES = """
+local cursor, page = unpack(redis.call('HSCAN', KEYS[2], ARGV[1], 'COUNT', ARGV[2]))
+local found = {}
+for i = 1, #page, 2 do
+  local vector = redis.call('VEMB', KEYS[1], page[i], 'RAW')
+  if vector then found[#found + 1] = {page[i], page[i + 1], vector[2], vector[3]} end
+end
+return {cursor, found}
 """
 
 _DELETE = """
@@ -168,19 +179,17 @@ class VectorSets:
 
     async def entries(self, prefix: str) -> AsyncIterator[StoredVector]:
         async for namespace in self._namespaces(prefix):
-            vectors, frames, _ = self._keys(namespace)
-            seen: set[bytes] = set()  # a scan may come by twice
-            cursor: int | None = None
-            while cursor != 0:
-                cursor, page = await self._commands.read("HSCAN", frames, cursor or 0, "COUNT", _PAGE)
-                fresh = [element for element in page if element not in seen]
-                seen.update(fresh)
-                raws = await self._commands.page([("VEMB", vectors, element, "RAW") for element in fresh])
-                for element, raw in zip(fresh, raws, strict=True):
-                    expires_at, name, payload = _unframed(page[element])
-                    if raw is not None and expires_at > self._clock():
-                        vector = np.frombuffer(raw[1], dtype=np.float32) * np.float32(raw[2])
-                        yield StoredVector(namespace, name, vector, payload, expires_at)
+            seen: set[int] = set()  # a scan may come by twice
+            cursor: bytes | None = None
+            while cursor != b"0":
+                keys = self._keys(namespace)
+                cursor, page = await self._commands.read("EVAL", _ENTRIES, len(keys), *keys, cursor or 0, _ENTRIES_PAGE)
+                for element, frame, vector, norm in page:
+                    expires_at, name, payload = _unframed(frame)
+                    if hash(element) not in seen and expires_at > self._clock():
+                        seen.add(hash(element))
+                        row = np.frombuffer(vector, dtype=np.float32) * np.float32(norm)
+                        yield StoredVector(namespace, name, row, payload, expires_at)
 
     async def count(self) -> int:
         count, now = 0, repr(self._clock())

@@ -285,15 +285,17 @@ async def test_a_vector_set_of_other_vectors_under_its_name_is_refused(store_ser
 
 @pytest.mark.parametrize("index", ["flat", "hnsw"])
 async def test_either_index_finds_every_entry_and_an_old_one_stays_as_it_was_made(
-    index: str, store_server: Callable[[str], Server]
+    index: str, store_server: Callable[[str], Server], caplog: pytest.LogCaptureFixture
 ) -> None:
     address = at(store_server("redis").port)
     async with opened(address, index=index) as store:
         await fill(store, 200)
 
         assert [(await ids(store, row, limit=1))[0] for row in ROWS] == [str(i) for i in range(200)]
+    assert caplog.messages == []
     async with opened(address, index={"flat": "hnsw", "hnsw": "flat"}[index]) as store:
         assert [(await ids(store, row, limit=1))[0] for row in ROWS] == [str(i) for i in range(200)]
+    assert ["stays as it was made" in message for message in caplog.messages] == [True]
 
 
 async def test_a_cluster_keeps_each_namespace_on_one_node(tmp_path: Path) -> None:
