@@ -17,6 +17,7 @@ from models.errors import BackendError, ConfigError, StoreFull
 # A backstop: whoever calls has a deadline of its own.
 _SECONDS = 5.0
 _CONNECT_SECONDS = 2.0
+_QUEUE_SECONDS = 30.0  # for one of the connections, when many write at once
 _IDLE_SECONDS = 3.0  # the server closes what is idle for five, which must not meet a call on its way
 _LARGE = 1 << 20  # bytes; a body beyond is sent in pieces, so that others get in between
 # What the server's own message says of a disk, a quota or a limit of strict mode that is reached; there is no code.
@@ -83,7 +84,7 @@ class Rest:
         self._session: aiohttp.ClientSession | None = None
 
     async def call(self, method: str, path: str, body: Any = None, *, within: float = _SECONDS) -> bytes:
-        """What the server answered; `within` seconds."""
+        """What the server answered, which takes it at most `within` seconds."""
         data = b"" if body is None else _encoder.encode(body)
         session = self._open()
         try:
@@ -92,7 +93,9 @@ class Rest:
                 self._url + path,
                 data=io.BytesIO(data) if len(data) > _LARGE else data or None,
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=within, sock_connect=_CONNECT_SECONDS),
+                timeout=aiohttp.ClientTimeout(
+                    total=_QUEUE_SECONDS + within, sock_connect=_CONNECT_SECONDS, sock_read=within
+                ),
             ) as answer:
                 status, text = answer.status, await answer.read()
         except asyncio.CancelledError:
