@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -20,6 +20,9 @@ from models.errors import BackendError, ConfigError
 from models.key import VirtualKey
 from service.governance import issuing
 from service.settings import Settings, load
+
+if TYPE_CHECKING:
+    from service.contents import Selection
 
 _T = TypeVar("_T")
 
@@ -161,6 +164,42 @@ def _keys_revoke(options: argparse.Namespace) -> int:
     return 0
 
 
+def _cache_stats(options: argparse.Namespace) -> int:
+    from service import cache_commands
+
+    return cache_commands.stats(load(options.config, os.environ), _selected(options), as_json=options.json)
+
+
+def _cache_clear(options: argparse.Namespace) -> int:
+    from service import cache_commands
+
+    settings = load(options.config, os.environ)
+    return cache_commands.clear(settings, _selected(options), yes=options.yes, as_json=options.json)
+
+
+def _cache_export(options: argparse.Namespace) -> int:
+    from service import cache_commands
+
+    settings = load(options.config, os.environ)
+    return cache_commands.export(
+        settings, _selected(options), options.file, resume=options.resume, as_json=options.json
+    )
+
+
+def _cache_import(options: argparse.Namespace) -> int:
+    from service import cache_commands
+
+    settings = load(options.config, os.environ)
+    return cache_commands.import_(settings, options.file, embed_anew=options.re_embed, as_json=options.json)
+
+
+def _selected(options: argparse.Namespace) -> "Selection":
+    from service.contents import Selection
+
+    before = None if options.older_than is None else time.time() - options.older_than
+    return Selection(endpoint=options.endpoint, key_id=options.key, written_before=before)
+
+
 def _models_build(options: argparse.Namespace) -> int:
     from backends.embedding.minilm import build
 
@@ -296,6 +335,24 @@ def _parser() -> argparse.ArgumentParser:
     scan.add_argument(
         "--json", action="store_true", help="machine-readable output, as always where stdout is no terminal"
     )
+
+    cache = _group(commands, "cache", "what the stores hold")
+    stats = _command(cache, "stats", _cache_stats, "how many entries there are, by endpoint")
+    clear = _command(cache, "clear", _cache_clear, "remove entries, at once for every gateway on these stores")
+    clear.add_argument("--yes", action="store_true", help="do not ask")
+    export = _command(cache, "export", _cache_export, "write entries to a file of JSON Lines, docs/stores.md")
+    export.add_argument("file", type=Path, metavar="FILE", help="a new file, or - for stdout")
+    export.add_argument("--resume", action="store_true", help="go on with a file that was not finished")
+    for command in (stats, clear, export):
+        command.add_argument("--endpoint", metavar="NAME", help="of this endpoint only")
+        command.add_argument("--key", metavar="ID", help="of this virtual key only, as `keepgate keys list` shows it")
+        command.add_argument("--older-than", type=life, metavar="TIME", help="written so long ago, for example 7d")
+    reading = _command(cache, "import", _cache_import, "read entries that were exported, from any stores into these")
+    reading.add_argument("file", type=Path, metavar="FILE", help="what was exported, or - for stdin")
+    reading.add_argument("--re-embed", action="store_true", help="make vectors of another embedder anew")
+    for command in (stats, clear, export, reading):
+        _takes_config(command)
+        _takes_json(command)
 
     bench = _group(commands, "bench", "benchmarks on your own data")
     guards = _command(bench, "guardrails", _bench_guardrails, "how much detectors find in labelled texts")

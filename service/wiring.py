@@ -20,6 +20,7 @@ import msgspec
 from pydantic import SecretStr
 
 from backends import registry
+from backends.embedding.base import Embedder
 from backends.exact.base import ExactStore
 from backends.keyring.base import Keyring
 from backends.lease.base import Leases
@@ -137,7 +138,7 @@ class Runtime:
             leases: Leases = registry.create("lease", chosen.store, **_reached(chosen.store, settings))
             self._leases, self._leads = leases, Leads(leases, self.exact, deadline=chosen.deadline)
         self._secret = await self._shared_secret(settings, home)
-        if _semantic_somewhere(settings):
+        if semantic_somewhere(settings):
             await self._open_semantic(settings)
         if settings.logs.requests != "off":
             target = _STDERR if settings.logs.requests == "stderr" else Path(settings.logs.requests)
@@ -163,7 +164,7 @@ class Runtime:
             old = self.state
             try:
                 settings = await asyncio.to_thread(reread, self._config, self._environ, self._settings)
-                if self.semantic is None and _semantic_somewhere(settings):
+                if self.semantic is None and semantic_somewhere(settings):
                     await self._open_semantic(settings)
                 same = {
                     s.name: old.gateway.upstreams[s.name] for s in old.settings.upstreams if s in settings.upstreams
@@ -236,8 +237,7 @@ class Runtime:
         self._spawn(self.semantic.load())
 
     def _semantic(self, settings: Settings) -> SemanticTier:
-        chosen = settings.cache.embedder
-        embedder = registry.create("embedding", chosen.kind, **_embedder_options(settings))
+        embedder = make_embedder(settings)
         vectors = open_vector_store(settings, dimensions=embedder.dimensions, revision=embedder.revision)
         return SemanticTier(
             embedder, vectors, self.exact, deadline=settings.cache.vector.deadline, metrics=self.metrics
@@ -352,7 +352,7 @@ def log_refused(error: Exception) -> None:
         log.error("the new configuration is refused, the old one stays: %s", problem)
 
 
-def _semantic_somewhere(settings: Settings) -> bool:
+def semantic_somewhere(settings: Settings) -> bool:
     return any(endpoint.cache.mode in ("semantic", "shadow") for endpoint in settings.endpoints)
 
 
@@ -382,15 +382,20 @@ def open_exact_store(settings: Settings) -> ExactStore:
     return store
 
 
+def make_embedder(settings: Settings) -> Embedder:
+    embedder: Embedder = registry.create("embedding", settings.cache.embedder.kind, **_embedder_options(settings))
+    return embedder
+
+
 def open_vector_store(settings: Settings, *, dimensions: int, revision: str) -> VectorStore:
     chosen = settings.cache.vector
     options = {"dimensions": dimensions, "revision": revision, **_reached(chosen.store, settings)}
     if chosen.store == "faiss":
         options |= {"path": storage(settings) / "vectors", "max_entries": chosen.max_entries}
-    elif chosen.store in ("redis", "qdrant"):
-        options |= {"m": chosen.m, "ef_construction": chosen.ef_construction, "ef": chosen.ef}
-    if chosen.store == "redis":
-        options["index"] = chosen.index
+    elif chosen.store == "redis":
+        options |= {"index": chosen.index, "m": chosen.m, "ef_construction": chosen.ef_construction, "ef": chosen.ef}
+    elif chosen.store == "qdrant":
+        options |= {"m": chosen.m, "ef_construct": chosen.ef_construction, "ef": chosen.ef}
     store: VectorStore = registry.create("vector", chosen.store, **options)
     return store
 
@@ -406,7 +411,7 @@ def _reached(store: str, settings: Settings) -> dict[str, object]:
             "api_key": _revealed(qdrant.api_key),
             "grpc": qdrant.grpc,
             "grpc_port": qdrant.grpc_port,
-            "ca_file": _named(qdrant.ca_file) or None,
+            "ca_file": qdrant.ca_file,
             "prefix": qdrant.prefix,
         }
     return {}

@@ -21,8 +21,9 @@ class _Entry(msgspec.Struct, frozen=True):
 class FlatStore:
     """Compares with every live entry of the namespace. Nothing is kept after `close`."""
 
-    def __init__(self, *, dimensions: int, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, *, dimensions: int, revision: str = "", clock: Callable[[], float] = time.time) -> None:
         self.dimensions = dimensions
+        self.revision = revision  # no vectors of another are ever here
         self._clock = clock
         self._entries: dict[str, dict[str, _Entry]] = {}
 

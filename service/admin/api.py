@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from models.errors import RequestError
 from models.key import VirtualKey
+from service.contents import Selection, Stores, cleared
 from service.governance import issuing, keys
 from service.wiring import Runtime
 
@@ -128,9 +129,7 @@ def management(runtime: Runtime) -> FastAPI:
             raise RequestError(
                 f"no endpoint of that name; known: {', '.join(sorted(known))}", code="not_found", param="endpoint"
             )
-        entries = await runtime.exact.store.clear(endpoint)
-        if runtime.semantic is not None:
-            await runtime.semantic.vectors.clear(endpoint)
-        return Cleared(entries=entries)
+        stores = Stores(runtime.exact.store, None if runtime.semantic is None else runtime.semantic.vectors)
+        return Cleared(entries=await cleared(stores, Selection(endpoint=endpoint)))
 
     return app

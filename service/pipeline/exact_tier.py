@@ -20,7 +20,7 @@ log = logging.getLogger("keepgate.cache")
 # Nobody waits for a write but newcomers' look-ups, which are served meanwhile.
 _WRITE_DEADLINE = 5.0
 
-_encode = msgspec.msgpack.Encoder().encode
+encoded = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Entry).decode
 
 
@@ -77,12 +77,8 @@ class ExactTier:
         self.health.works(READING)
         if value is None:
             return None
-        try:
-            entry = _decode(value)
-        except msgspec.DecodeError:
-            log.warning("an entry in another format was passed over")
-            return None
-        return entry if fresh(entry, context, self._clock()) else None
+        entry = decoded(value)
+        return entry if entry is not None and fresh(entry, context, self._clock()) else None
 
     def entry(
         self, context: Context, key: str, completion: Completion, upstream: str, *, masked: bool = False
@@ -108,7 +104,7 @@ class ExactTier:
         try:
             self.health.ask(WRITING)
             async with asyncio.timeout(_WRITE_DEADLINE):
-                await self.store.put(namespace(context), entry.entry_id, _encode(entry), ttl=ttl)
+                await self.store.put(namespace(context), entry.entry_id, encoded(entry), ttl=ttl)
         except (BackendError, TimeoutError) as error:
             self.health.failed(WRITING, error)
             return False
@@ -117,6 +113,15 @@ class ExactTier:
 
     def now(self) -> float:
         return self._clock()
+
+
+def decoded(value: bytes) -> Entry | None:
+    """None where another version of the gateway wrote it in another form."""
+    try:
+        return _decode(value)
+    except msgspec.DecodeError:
+        log.warning("an entry in another format was passed over")
+        return None
 
 
 def namespace(context: Context) -> str:

@@ -376,7 +376,7 @@ class Gateway:
         if reason is None:
             # Two questions that mask different values are different questions.
             masked = sorted(flight.issued)
-            asking = question(request.body, (*meaning, self.semantic.embedder.revision, *masked))
+            asking = question(request.body, (*meaning, *masked))
             if asking is not None and asking.text.strip():
                 return asking
             reason = "not-text"

@@ -1,0 +1,216 @@
+"""`keepgate cache`: what the stores hold, beside the gateway or without it.
+
+Progress and questions go to stderr, results to stdout.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import msgspec
+
+from backends.embedding.base import Embedder
+from models.errors import BackendError, ConfigError
+from service import contents
+from service.contents import BadFile, Header, Read, Selection, Stores, Written
+from service.settings import Settings
+from service.wiring import make_embedder, open_exact_store, open_vector_store, semantic_somewhere
+
+_T = TypeVar("_T")
+
+_TOLD_EVERY = 2.0
+_STANDARD = Path("-")
+
+
+def stats(settings: Settings, selection: Selection, *, as_json: bool) -> int:
+    async def work(stores: Stores, embedder: Embedder | None) -> dict[str, Any]:
+        counts = await contents.counted(stores, selection)
+        found: dict[str, Any] = {
+            "exact": {"store": settings.cache.exact.store, "entries": sum(counts.values())},
+            "endpoints": dict(sorted(counts.items())),
+        }
+        if stores.vectors is not None and embedder is not None:
+            found["vector"] = {
+                "store": settings.cache.vector.store,
+                "entries": await stores.vectors.count(),
+                "embedder": embedder.revision,
+            }
+        return found
+
+    found = _run(settings, work)
+    if as_json:
+        print(json.dumps(found))
+        return 0
+    print(f"{found['exact']['entries']:,} entries in {found['exact']['store']}")
+    for name, count in found["endpoints"].items():
+        print(f"  {name}: {count:,}")
+    if "vector" in found:
+        print(f"{found['vector']['entries']:,} vectors of all endpoints in {found['vector']['store']}")
+        print(f"  of {found['vector']['embedder']}")
+    return 0
+
+
+def clear(settings: Settings, selection: Selection, *, yes: bool, as_json: bool) -> int:
+    async def count(stores: Stores, _: Embedder | None) -> int:
+        return sum((await contents.counted(stores, selection)).values())
+
+    async def work(stores: Stores, _: Embedder | None) -> int:
+        return await contents.cleared(stores, selection)
+
+    if not yes:
+        if not sys.stdin.isatty():
+            print("keepgate: nobody can be asked here: --yes clears without asking", file=sys.stderr)
+            return 2
+        print(f"Clear {_run(settings, count):,} entries? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            print("Nothing was cleared.", file=sys.stderr)
+            return 1
+    cleared = _run(settings, work)
+    print(json.dumps({"entries": cleared}) if as_json else f"{cleared:,} entries cleared")
+    return 0
+
+
+def export(settings: Settings, selection: Selection, file: Path, *, resume: bool, as_json: bool) -> int:
+    async def work(stores: Stores, embedder: Embedder | None) -> Written:
+        header = Header(
+            version=contents.VERSION,
+            written_at=time.time(),
+            embedder=None if embedder is None else embedder.revision,
+            dimensions=None if embedder is None else embedder.dimensions,
+        )
+        if file == _STANDARD:
+            return await contents.exported(
+                stores, selection, sys.stdout.buffer, header=header, progress=_told("written")
+            )
+        with _begun(file, resume=resume) as out:
+            begun = None
+            if resume and out.seek(0, os.SEEK_END):
+                out.seek(0)
+                begun = contents.earlier(out)
+                if begun.header.embedder != header.embedder:
+                    raise BadFile("its vectors are of another embedder than the one configured now")
+                out.seek(begun.length)
+                out.truncate()
+            written = await contents.exported(
+                stores, selection, out, header=header, begun=begun, progress=_told("written")
+            )
+            os.fsync(out.fileno())
+            return written
+
+    written = _moved(file, lambda: _run(settings, work))
+    if written is None:
+        return 1
+    if as_json and file != _STANDARD:
+        print(json.dumps(msgspec.to_builtins(written)))
+    else:
+        before = f", {written.already:,} were there already" if written.already else ""
+        told = f"{written.entries:,} entries and {written.questions:,} questions written{before}"
+        print(told, file=sys.stderr if file == _STANDARD else sys.stdout)
+    return 0
+
+
+def import_(settings: Settings, file: Path, *, embed_anew: bool, as_json: bool) -> int:
+    async def work(stores: Stores, embedder: Embedder | None) -> Read:
+        if embed_anew and embedder is not None:
+            await embedder.load()
+        with sys.stdin.buffer if file == _STANDARD else file.open("rb") as source:
+            return await contents.imported(
+                stores, source, embedder=embedder, embed_anew=embed_anew, progress=_told("read")
+            )
+
+    read = _moved(file, lambda: _run(settings, work))
+    if read is None:
+        return 1
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(read)))
+    else:
+        print(f"{read.entries:,} entries and {read.questions:,} questions read")
+        for count, what in (
+            (read.already, "were there already"),
+            (read.expired, "had expired"),
+            (read.other_embedder, "questions are of another embedder: --re-embed makes their vectors anew"),
+            (read.refused, "questions the embedder cannot take"),
+            (read.bad, "lines could not be read"),
+        ):
+            if count:
+                print(f"  {count:,} {what}")
+    for problem in read.problems:
+        print(f"keepgate: {problem}", file=sys.stderr)
+    return 1 if read.bad else 0
+
+
+def _run(settings: Settings, work: Callable[[Stores, Embedder | None], Coroutine[Any, Any, _T]]) -> _T:
+    async def run() -> _T:
+        async with _opened(settings) as (stores, embedder):
+            return await work(stores, embedder)
+
+    return asyncio.run(run())
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[tuple[Stores, Embedder | None]]:
+    """The embedder is not loaded: its revision and dimensions are known without."""
+    for tier, chosen, own in (
+        ("exact", settings.cache.exact.store, "memory"),
+        ("vector", settings.cache.vector.store, "flat"),
+    ):
+        if chosen == own:
+            raise ConfigError(
+                f"cache.{tier}.store: {own} is inside the gateway's own process; its management API, "
+                "/admin/api, reaches it"
+            )
+    exact = open_exact_store(settings)
+    try:
+        if not semantic_somewhere(settings):
+            yield Stores(exact, None), None
+            return
+        embedder = make_embedder(settings)
+        vectors = open_vector_store(settings, dimensions=embedder.dimensions, revision=embedder.revision)
+        try:
+            yield Stores(exact, vectors), embedder
+        finally:
+            await vectors.close()
+            await embedder.close()
+    finally:
+        await exact.close()
+
+
+def _begun(file: Path, *, resume: bool) -> BinaryIO:
+    """For its owner only: it holds what users asked and were told."""
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | (0 if resume else os.O_EXCL), 0o600)
+    except FileExistsError:
+        raise BadFile("it is there already: --resume goes on with it") from None
+    return os.fdopen(descriptor, "r+b")
+
+
+def _moved(file: Path, work: Callable[[], _T]) -> _T | None:
+    """None where it failed; then it was said why."""
+    try:
+        return work()
+    except BadFile as error:
+        print(f"keepgate: {file}: {error}", file=sys.stderr)
+    except OSError as error:
+        if isinstance(error, BackendError):
+            raise
+        print(f"keepgate: {file}: {error.strerror or error}", file=sys.stderr)
+    return None
+
+
+def _told(what: str) -> Callable[[Written | Read], None]:
+    """Every two seconds."""
+    told_at = time.monotonic()
+
+    def tell(so_far: Written | Read) -> None:
+        nonlocal told_at
+        if time.monotonic() > told_at + _TOLD_EVERY:
+            told_at = time.monotonic()
+            print(f"{so_far.entries:,} entries and {so_far.questions:,} questions {what}", file=sys.stderr, flush=True)
+
+    return tell
