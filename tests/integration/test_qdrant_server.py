@@ -13,6 +13,7 @@ import aiohttp
 import numpy as np
 import pytest
 import trustme
+from qdrant_client import AsyncQdrantClient
 
 from backends.vector.base import Vector
 from backends.vector.qdrant import QdrantStore
@@ -499,3 +500,19 @@ async def test_goes_over_http_where_grpc_is_not_served(tmp_path: Path) -> None:
 def test_what_cannot_be_used_is_named_when_the_store_is_made(options: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         store_at(6333, **options)
+
+
+async def test_the_official_client_reads_what_the_store_wrote(server: Server, over: str) -> None:
+    store = store_at(server.port, over)
+    await store.upsert(HERE, "entry", axis(0), b"what was asked", ttl=60)
+
+    client = AsyncQdrantClient(url=server.url, check_compatibility=False)
+    (collection,) = (await client.get_collections()).collections
+    records, _ = await client.scroll(collection.name, with_vectors=True)
+    nearest = await client.query_points(collection.name, query=axis(0).tolist(), limit=1)
+    await client.close()
+    await store.close()
+
+    assert [record.vector for record in records] == [axis(0).tolist()]
+    assert nearest.points[0].id == records[0].id
+    assert nearest.points[0].score == pytest.approx(1.0, abs=1e-5)
