@@ -7,9 +7,12 @@ a request has to say one thing (docs/dialects.md, "The canonical request").
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
+
+from service.caching.context import Keeping, keeps_history, plain_turns, systems_first
+from service.caching.passages import Layout, Template, cut, cut_parts
 
 # Fields of the body that shape how an answer travels or who is noted as asking, never what it says.
 NEUTRAL = frozenset({"stream", "stream_options", "user", "safety_identifier", "metadata", "prompt_cache_key"})
@@ -33,15 +36,23 @@ _DEFAULTS: dict[str, Any] = {
     "presence_penalty": 0,
 }
 _TEXT_PART = frozenset({"type", "text"})
+# Who speaks in a message that holds the result of a tool.
+_RESULTS = frozenset({"tool", "function"})
 # Lists that SDKs send back empty in a message they were given.
 _EMPTY: tuple[object, ...] = (None, [])
 
 
 class Question(NamedTuple):
-    """A request cut in two: the text that is compared, and the namespace of all that must be equal."""
+    """A request cut in two: the text that is compared, and the namespace of all that must be equal.
+
+    `layout` is where in its turn the question was found, `history` what became of
+    the turns before it: both for the log.
+    """
 
     text: str
     namespace: str
+    layout: Layout = "whole"
+    history: Literal["none", "full", "dropped", "parents"] = "none"
 
 
 def exact_key(body: dict[str, Any], meaning: Sequence[str]) -> str:
@@ -50,31 +61,105 @@ def exact_key(body: dict[str, Any], meaning: Sequence[str]) -> str:
 
 
 def question(body: dict[str, Any], meaning: Sequence[str]) -> Question | None:
-    """The last user turn as the text to compare; all else, earlier turns included, as its namespace.
+    """`asked` with nothing set; None for any reason."""
+    found = asked(body, meaning)
+    return found if isinstance(found, Question) else None
 
-    None where the last message is not a user's, or is not one text: of several
-    parts some are documents and passages, and a question about another document
-    is another question, however much of it is the same.
+
+def asked(
+    body: dict[str, Any],
+    meaning: Sequence[str],
+    *,
+    keeping: Keeping = "full",
+    template: Template | None = None,
+    parents: Sequence[str] = (),
+) -> Question | str:
+    """The question of the last user turn as the text to compare; all else as its namespace. A word for `Cache-Status`
+    where there is no such question.
+
+    All else is every field that is not neutral, the passages and instructions
+    around the question, and the turns before the last one, except those that
+    `keeping` lets go. Where they stay, `parents` stand for them if there are
+    any: what `parent` says of the entry that answered the turn before, looked
+    up by `history_key`. Two conversations whose turns were each found equal, and
+    answered with the same text, are then one.
     """
     rest = _normal(body)
     messages = rest["messages"]
     last = messages[-1]
     if last.get("role") != "user":
+        return "tools" if last.get("role") in _RESULTS else "not-text"
+    found = _cut(last.get("content"), template)
+    if isinstance(found, str):
+        return found
+    text, content, layout = found
+    earlier = messages[:-1]
+    systems = earlier[: systems_first(earlier)]
+    history: Literal["none", "full", "dropped", "parents"] = "none" if len(systems) == len(earlier) else "full"
+    if history == "full" and not keeps_history(messages, text, keeping):
+        history, earlier = "dropped", systems
+    elif history == "full" and parents and plain_turns(messages) is not None:
+        history, earlier = "parents", [*systems, {"parents": list(parents)}]
+    rest["messages"] = [*earlier, {**last, "content": content}]
+    # "Dropped" is no namespace of its own: a turn that stands alone is a first turn.
+    marks = ("question", "parents") if history == "parents" else ("question",)
+    return Question(text, _digest(rest, (*meaning, *marks)), layout, history)
+
+
+def history_key(body: dict[str, Any], meaning: Sequence[str]) -> str | None:
+    """Under what the parent of this request's last turn was noted: 64 hex digits over all before that turn. None for a
+    first turn, and where a turn is more than text."""
+    rest = _normal(body)
+    messages = rest["messages"]
+    turns = plain_turns(messages)
+    if not turns or turns[-1][0] != "assistant":
         return None
-    content = last.get("content")
-    shape: object = "text"
+    rest["messages"] = messages[:-1]
+    return _digest(rest, (*meaning, "history"))
+
+
+def next_history_key(body: dict[str, Any], meaning: Sequence[str], answer: str) -> str | None:
+    """The `history_key` of whatever this caller asks next, once this request was answered with `answer`."""
+    said = [*body["messages"], {"role": "assistant", "content": answer}, {"role": "user", "content": ""}]
+    return history_key({**body, "messages": said}, meaning)
+
+
+def parent(entry_id: str, answer: str) -> str:
+    """What an answered turn is to the turns after it: the entry that answered, and the text it had then."""
+    return _digest({"answer": answer}, (entry_id, "parent"))
+
+
+def _cut(content: object, template: Template | None) -> tuple[str, object, Layout] | str:
+    """The question in a user's content, the content without it, and the layout; or why there is none."""
     if isinstance(content, str):
-        text = content
-    elif isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
-        part = content[0]
-        if part.get("type") != "text" or not isinstance(part.get("text"), str):
-            return None
-        # What else the part carries is meaning.
-        text, shape = part["text"], [{**part, "text": ""}]
-    else:
-        return None
-    rest["messages"] = [*messages[:-1], {**last, "content": shape}]
-    return Question(text, _digest(rest, (*meaning, "question")))
+        found = cut(content, template)
+        if found is None:
+            return "rag-unclear"
+        return found.question, ["text", found.around] if found.around else "text", found.layout
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        return "not-text"
+    at = _asking(content)
+    if isinstance(at, str):
+        return at
+    part = content[at]
+    several = sum(other.get("type") == "text" for other in content) > 1
+    found = cut(part["text"], template)
+    if found is None:
+        return "rag-unclear"
+    # What else the part carries is meaning, and so is every other part.
+    left = [*content[:at], {**part, "text": found.around}, *content[at + 1 :]]
+    return found.question, left, "parts" if several and found.layout == "whole" else found.layout
+
+
+def _asking(content: list[dict[str, Any]]) -> int | str:
+    """Which part of a content is its question."""
+    texts = [at for at, part in enumerate(content) if part.get("type") == "text"]
+    if not texts or not all(isinstance(content[at].get("text"), str) for at in texts):
+        return "not-text"
+    if len(texts) == 1:
+        return texts[0]
+    at = cut_parts([content[at]["text"] for at in texts])
+    return "rag-unclear" if at is None else texts[at]
 
 
 def _normal(body: dict[str, Any]) -> dict[str, Any]:

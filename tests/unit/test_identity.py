@@ -218,12 +218,6 @@ def test_what_else_a_part_carries_is_identity() -> None:
     assert len({plain.namespace, marked.namespace, other.namespace}) == 3
 
 
-def test_a_question_in_several_parts_is_not_compared() -> None:
-    parts = [{"type": "text", "text": "Alice leads Acme."}, {"type": "text", "text": "Who leads Acme?"}]
-
-    assert question({"messages": [{"role": "user", "content": parts}]}, ()) is None
-
-
 @pytest.mark.parametrize(
     "last",
     [
