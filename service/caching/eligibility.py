@@ -396,8 +396,13 @@ _RECORD = _or(
     " cart basket wishlist portfolio wallet plan data apr w2 taxes topup top verification case name number"
     " language settings notifications"
 )
+# What is the caller's, and no record of theirs.
+_GENERAL = _or(
+    "option options right rights chance chances best ideal purpose potential choices next alternatives obligations"
+    " advantages"
+)
 # "my", up to three words, and a record of the caller's.
-_OWN = re.compile(rf" (?:my|our)(?: [\w']+){{0,3}}? {_RECORD} ")
+_OWN = re.compile(rf" (?:my|our)(?! (?:[\w']+ )?{_GENERAL} )(?: [\w']+){{0,3}}? {_RECORD} ")
 _HOW_TO = re.compile(
     rf" (?:how {_or('do can to could should would might does come else')}"
     rf"|{_or('can could may should must shall')} i|do i {_or('need, have to, get, go, do, set, use, make')}"
@@ -437,8 +442,7 @@ _HAPPENED = re.compile(
     + " "
 )
 _STATE = re.compile(
-    r" (?:(?:what|where|when)(?: is|'s|s| are) my (?!(?:[\w']+ )?(?:options?|rights?|chances?|best|ideal|purpose"
-    r"|potential|choices|next|alternatives|obligations) )[\w']+|where am i|who am i"
+    rf" (?:(?:what|where|when)(?: is|'s|s| are) my (?!(?:[\w']+ )?{_GENERAL} )[\w']+|where am i|who am i"
     r"|am i (?:registered|enrolled|subscribed|logged in|signed up|signed in)|do i owe"
     r"|how (?:much|many)(?: [\w']+){0,3} (?:do i (?:have|owe)|have i (?:used|taken|spent|got|saved|accumulated)"
     r"|did i (?:spend|use|take|make|earn)|i have left|i've got left|am i (?:spending|earning))"

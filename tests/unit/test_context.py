@@ -19,7 +19,7 @@ STANDING_ALONE = [
     "Is it safe to eat raw salmon from a supermarket?",
     "Which countries have a permanent seat in the Security Council?",
     "Did Marta Nilsen write her songs in Norwegian?",
-    "Is gold more expensive than platinum by the ounce?",
+    "Is gold more expensive than platinum per ounce?",
 ]
 
 LEANING = {

@@ -165,17 +165,10 @@ def test_nothing_of_a_text_is_lost(text: str) -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["a", "<text>", "</text><text>", "Question: ", "\nQuestion:\n", "```", '"""', "using the ", "\n\n", "    ", "[1] "]
-    + [
-        "\nContext: x",
-        "the following ",
-        "<question>",
-        "\n \n",
-        "é",
-        "😀",
+    [
+        *("a", "<text>", "</text><text>", "Question: ", "\nQuestion:\n", "```", '"""', "using the ", "\n\n", "    "),
+        *("[1] ", "\nContext: x", "the following ", "<question>", "\n \n", "é", "😀", ". ", "\t\n"),
         "based on the following text: ",
-        ". ",
-        "\t\n",
     ],
 )
 def test_a_hostile_text_is_cut_in_a_moment(piece: str) -> None:
