@@ -1,4 +1,4 @@
-"""Whether the stored answers around a question agree: seven numbers from its ten nearest neighbours.
+"""Whether the stored answers around a question agree: eight numbers from its nearest neighbours.
 
 Where several entries answer one intent, that those around a question say the
 same tells more about it than any likeness of two texts.
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from backends.vector.base import Vector
 
 NEAREST = 10
+# How far it is looked for another answer: where the ten agree, how far off the next one lies says the most.
+LOOKED_AT = 20
 # A neighbour's say falls by e for each .05 that its cosine lies below the first one's.
 _FADE = 0.05
 
@@ -46,13 +48,18 @@ _SUMMANDS = _rng.integers(0, 2**63, size=(_SLOTS, 1), dtype=np.uint64)
 
 
 class Agreement(NamedTuple):
-    """`cosine` of the nearest; `margin` to the best neighbour with another answer (to 0 where there is none); `share`
-    of the ten with the nearest one's answer, an absent one having none; `weighted`, the same among those there, by
-    nearness; `three`, the share of the first three; how many different `answers`; `mean` cosine of the first three.
+    """`cosine` of the nearest; `margin` from it to the best neighbour with another answer, and `depth` from the mean of
+    the ten; `share` of the ten with the nearest one's answer, an absent one having none; `weighted`, the same among
+    those there, by nearness; `three`, the share of the first three; how many different `answers` the ten have; `mean`
+    cosine of the first three.
+
+    Where all twenty agree, or all that are there, another answer is taken to
+    lie where the last one does: a lone neighbour has no margin.
     """
 
     cosine: float
     margin: float
+    depth: float
     share: float
     weighted: float
     three: float
@@ -61,56 +68,66 @@ class Agreement(NamedTuple):
 
 
 def agreement(similarities: Sequence[float], answers: Sequence[int]) -> Agreement:
-    """Of at most ten neighbours, most similar first; equal numbers in `answers` are answers that agree.
+    """Of at most twenty neighbours, most similar first; equal numbers in `answers` are answers that agree.
 
-    Raises `ValueError` without a neighbour. About 5 µs.
+    Raises `ValueError` without a neighbour, or for lengths that differ. About 7 µs.
     """
-    if not similarities:
-        raise ValueError("agreement of no neighbours")
+    if not similarities or len(similarities) != len(answers):
+        raise ValueError(f"{len(similarities)} neighbours and {len(answers)} answers")
     top, first = similarities[0], answers[0]
-    same, near, all_near, other = 0, 0.0, 0.0, 0.0
-    for similarity, answer in zip(similarities[:NEAREST], answers[:NEAREST], strict=True):
+    same, near, all_near = 0, 0.0, 0.0
+    ten, said = similarities[:NEAREST], answers[:NEAREST]
+    for similarity, answer in zip(ten, said, strict=True):
         weight = math.exp((similarity - top) / _FADE)
         all_near += weight
         if answer == first:
             same += 1
             near += weight
-        elif similarity > other:
+    other = similarities[min(len(similarities), LOOKED_AT) - 1]
+    for similarity, answer in zip(similarities[:LOOKED_AT], answers, strict=False):
+        if answer != first:
             other = similarity
+            break
     three = similarities[:3]
     return Agreement(
         cosine=top,
         margin=top - other,
+        depth=sum(ten) / len(ten) - other,
         share=same / NEAREST,
         weighted=near / all_near,
         three=answers[:3].count(first) / 3,
-        answers=float(len(set(answers[:NEAREST]))),
+        answers=float(len(set(said))),
         mean=sum(three) / len(three),
     )
 
 
 def agreements(similarities: Vector, answers: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The same of many lookups at once: (n, 10) cosines and answers, -1 where there is no neighbour, to (n, 7).
+    """The same of many lookups at once: (n, 20) cosines and answers, -1 where there is no neighbour, to (n, 8).
 
     A row without a neighbour is all 0.
     """
     there = answers >= 0
     cosines = np.where(there, similarities, 0.0).astype(np.float64)
     top = cosines[:, :1]
+    rows = np.arange(len(cosines))
     same = there & (answers == answers[:, :1])
-    weights = np.where(there, np.exp((cosines - top) / _FADE), 0.0)
-    ordered = np.sort(answers, axis=1)
+    different = there & ~same
+    last = np.maximum(there.sum(axis=1) - 1, 0)
+    other = cosines[rows, np.where(different.any(axis=1), different.argmax(axis=1), last)]
+    ten = slice(0, NEAREST)
+    weights = np.where(there[:, ten], np.exp((cosines[:, ten] - top) / _FADE), 0.0)
+    ordered = np.sort(answers[:, ten], axis=1)
     changes = (np.diff(ordered, axis=1) != 0).sum(axis=1) + 1 - (ordered[:, 0] < 0)
-    three = there[:, :3].sum(axis=1)
     return np.column_stack(
         [
             top[:, 0],
-            top[:, 0] - np.where(there & ~same, cosines, 0.0).max(axis=1),
-            same.sum(axis=1) / NEAREST,
-            (weights * same).sum(axis=1) / np.maximum(weights.sum(axis=1), 1e-12),
+            top[:, 0] - other,
+            (cosines[:, ten].sum(axis=1) / np.maximum(there[:, ten].sum(axis=1), 1)) - other,
+            same[:, ten].sum(axis=1) / NEAREST,
+            (weights * same[:, ten]).sum(axis=1) / np.maximum(weights.sum(axis=1), 1e-12),
             same[:, :3].sum(axis=1) / 3,
             changes,
-            cosines[:, :3].sum(axis=1) / np.maximum(three, 1),
+            cosines[:, :3].sum(axis=1) / np.maximum(there[:, :3].sum(axis=1), 1),
         ]
     )
 
@@ -138,7 +155,7 @@ def alike(sketches: Sequence[bytes]) -> list[int]:
 
     Two agree when they are equal but for case, white space and punctuation, or
     have at least half of their words in common and name the same numbers and
-    names. An answer joins the first that it agrees with. About 20 µs for ten.
+    names. An answer joins the first that it agrees with.
     """
     if not sketches:
         return []
