@@ -219,7 +219,8 @@ _ENGLISH = _set(
     " tell me explain describe give list name from about by my i have has in on a an be this it between write make"
 )
 _ONLY_ENGLISH = _set(
-    "the what how who when where why which did does are were of with would could should tell explain describe give had than about from"
+    "the what how who when where why which did does are were of with would could should tell explain describe give"
+    " had than about from"
 )
 _POSSESSIVE = _set("his her their its")
 _FUNCTION = (_ENGLISH - _set("list write make")) | _set(

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.caching.identity import NEUTRAL, exact_key, question
+from service.caching.identity import (
+    NEUTRAL,
+    Question,
+    asked,
+    exact_key,
+    history_key,
+    next_history_key,
+    parent,
+    question,
+)
+from service.caching.passages import Template
 
 ASKED: dict[str, Any] = {
     "model": "gpt-4o",
@@ -230,3 +240,244 @@ def test_what_else_a_part_carries_is_identity() -> None:
 )
 def test_there_is_no_question_in_other_last_messages(last: dict[str, Any]) -> None:
     assert question({"messages": [last]}, ()) is None
+
+
+# --- the namespace: what may never be shared, and what makes no difference
+
+PROMPT = "Answer based on the context below.\n\nContext: {passage}\n\nQuestion: {question}\nAnswer:"
+words = st.text("abcdefgh ", min_size=1, max_size=12).map(str.strip).filter(bool)
+histories = st.lists(st.tuples(words, words), max_size=3)
+
+
+def found(body: dict[str, Any], meaning: tuple[str, ...] = (), **how: Any) -> Question:
+    asking = asked(body, meaning, **how)
+    assert isinstance(asking, Question)
+    return asking
+
+
+@st.composite
+def meant(draw: st.DrawFn) -> tuple[dict[str, Any], tuple[str, ...], str]:
+    """A body, what is meant beside it, and all its meaning but the question, told apart by an independent rule."""
+    system, passage = draw(words), draw(words)
+    turns = draw(histories)
+    asking = draw(st.sampled_from(["Who leads Acme?", "Who is the head of Acme?"]))
+    tools = draw(st.lists(words, max_size=2))
+    response_format = draw(st.sampled_from(["json_object", "json_schema", None]))
+    temperature = draw(st.sampled_from([None, 0.0, 0.1]))
+    route, policy, headers = draw(words), draw(words), draw(words)
+    body: dict[str, Any] = {
+        "model": draw(words),  # the route says which one it is
+        "messages": [
+            {"role": "system", "content": system},
+            *(
+                {"role": role, "content": text}
+                for turn in turns
+                for role, text in zip(("user", "assistant"), turn, strict=True)
+            ),
+            {"role": "user", "content": PROMPT.format(passage=passage, question=asking)},
+        ],
+        "user": draw(words),
+        "metadata": {"trace": draw(words)},
+        "stream": draw(st.booleans()),
+    }
+    if tools:
+        body["tools"] = [{"type": "function", "function": {"name": name}} for name in tools]
+    if response_format is not None:
+        body["response_format"] = {"type": response_format}
+    if temperature is not None:
+        body["temperature"] = temperature
+    different = [system, " ".join(passage.split()), turns, tools, response_format, temperature, route, policy, headers]
+    return body, (route, policy, headers), json.dumps(different)
+
+
+@given(one=meant(), other=meant())
+def test_two_questions_share_a_namespace_exactly_when_all_else_is_equal(one: Any, other: Any) -> None:
+    here, there = found(one[0], one[1]), found(other[0], other[1])
+
+    assert (here.namespace == there.namespace) == (one[2] == other[2])
+
+
+@given(one=meant(), data=st.data())
+def test_one_change_anywhere_but_in_the_question_is_another_namespace(one: Any, data: st.DataObject) -> None:
+    body, meaning, _ = one
+    changed, beside = copy.deepcopy(body), list(meaning)
+    word = data.draw(words)
+    match data.draw(st.sampled_from(["system", "passage", "turn", "tools", "response_format", "seed", "meaning"])):
+        case "system":
+            changed["messages"][0]["content"] += word
+        case "passage":
+            changed["messages"][-1]["content"] = body["messages"][-1]["content"].replace(
+                "Context: ", f"Context: {word}."
+            )
+        case "turn":
+            changed["messages"][1:1] = [{"role": "user", "content": word}, {"role": "assistant", "content": word}]
+        case "tools":
+            changed.setdefault("tools", []).append({"type": "function", "function": {"name": word}})
+        case "response_format":
+            changed["response_format"] = {"type": "text", "x": word}
+        case "seed":
+            changed["seed"] = 7
+        case _:
+            beside[data.draw(st.integers(0, 2))] += "."
+
+    assert found(changed, tuple(beside)).namespace != found(body, meaning).namespace
+
+
+@given(one=meant(), name=st.sampled_from(sorted(NEUTRAL)), value=words)
+def test_what_is_neutral_leaves_question_and_namespace(one: Any, name: str, value: str) -> None:
+    body, meaning, _ = one
+
+    assert found({**body, name: value, "model": value}, meaning) == found(body, meaning)
+
+
+def chat(*turns: str, system: str = "You sell shoes.") -> dict[str, Any]:
+    said = [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(turns)]
+    return {"messages": [{"role": "system", "content": system}, *said]}
+
+
+ALONE = "How tall is Mount Everest in meters?"
+
+
+def test_a_rag_prompt_is_compared_by_its_question() -> None:
+    body = chat(PROMPT.format(passage="Alice leads Acme.", question="Who leads Acme?"))
+
+    assert (found(body).text, found(body).layout) == ("Who leads Acme?", "label")
+
+
+def test_an_endpoints_template_comes_first() -> None:
+    body = chat("Facts: Alice leads Acme. Ask: Who leads Acme?")
+
+    asking = found(body, template=Template("Ask: (?P<question>.+)$"))
+
+    assert (asking.text, asking.layout) == ("Who leads Acme?", "template")
+    assert asking.namespace != found(chat("Facts: Bob leads Acme. Ask: Who leads Acme?")).namespace
+
+
+def test_passages_in_parts_of_their_own_are_identity() -> None:
+    def asking(passage: str) -> dict[str, Any]:
+        parts = [{"type": "text", "text": passage}, {"type": "text", "text": "Who leads Acme?"}]
+        return {"messages": [{"role": "user", "content": parts}]}
+
+    alice, bob = found(asking("Alice leads Acme.")), found(asking("Bob leads Acme."))
+
+    assert alice.text == bob.text == "Who leads Acme?"
+    assert alice.layout == "parts"
+    assert alice.namespace != bob.namespace
+
+
+def test_an_image_is_identity_and_the_text_beside_it_the_question() -> None:
+    def asking(text: str, data: str) -> dict[str, Any]:
+        image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+        return {"messages": [{"role": "user", "content": [{"type": "text", "text": text}, image]}]}
+
+    cat, also, dog = (
+        found(asking("What is this?", "AA")),
+        found(asking("What's it?", "AA")),
+        found(asking("What?", "BB")),
+    )
+
+    assert cat.text == "What is this?"
+    assert cat.namespace == also.namespace
+    assert cat.namespace != dog.namespace
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        ({"role": "tool", "content": "42", "tool_call_id": "c"}, "tools"),
+        ({"role": "assistant", "content": "Yes."}, "not-text"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:..."}}]}, "not-text"),
+        ({"role": "user", "content": ["Hi"]}, "not-text"),
+        ({"role": "user", "content": [{"type": "text", "text": 1}]}, "not-text"),
+        ({"role": "user", "content": "Translate the following sentence: The cat sat."}, "rag-unclear"),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "Who?"}, {"type": "text", "text": "What?"}]},
+            "rag-unclear",
+        ),
+    ],
+)
+def test_where_there_is_no_question_a_word_says_why(last: dict[str, Any], reason: str) -> None:
+    assert asked({"messages": [last]}, ()) == reason
+
+
+def test_a_turn_that_stands_alone_shares_with_first_turns_where_the_endpoint_says_so() -> None:
+    first, later = chat(ALONE), chat("Do you have boots?", "Yes.", ALONE)
+
+    let_go = found(later, keeping="last-turn-if-self-contained")
+
+    assert let_go.history == "dropped"
+    assert let_go.namespace == found(first).namespace
+    assert found(later).namespace != found(first).namespace
+    assert let_go.namespace != found(chat(ALONE, system="You sell hats.")).namespace
+
+
+@pytest.mark.parametrize("text", ["and for kids?", "How much are they?", "What about boots?", "Why?"])
+def test_a_leaning_turn_falls_back_to_all_of_its_history(text: str) -> None:
+    one, other = chat("Do you have boots?", "Yes.", text), chat("Do you have hats?", "Yes.", text)
+
+    here, there = (found(body, keeping="last-turn-if-self-contained") for body in (one, other))
+
+    assert here.history == "full"
+    assert here.namespace != there.namespace
+    assert here.namespace == found(one).namespace
+
+
+@pytest.mark.parametrize("keeping", ["full", "last-turn-if-self-contained", "last-turn"])
+def test_results_of_tools_are_identity_whatever_the_endpoint_says(keeping: Any) -> None:
+    def after(result: str) -> dict[str, Any]:
+        call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        turns = [
+            {"role": "user", "content": "What is in stock?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": result},
+            {"role": "assistant", "content": "See above."},
+            {"role": "user", "content": ALONE},
+        ]
+        return {"messages": turns, "tools": [{"type": "function", "function": {"name": "f"}}]}
+
+    assert found(after("boots"), keeping=keeping).namespace != found(after("hats"), keeping=keeping).namespace
+
+
+def test_conversations_that_were_answered_alike_are_one_context() -> None:
+    one = chat("Do you have boots?", "Yes.", "How much are they?")
+    other = chat("Are there any boots here?", "Yes.", "How much are they?")
+    entry = (parent("entry-1", "Yes."),)
+
+    here, there = found(one, parents=entry), found(other, parents=entry)
+
+    assert here.history == there.history == "parents"
+    assert here.namespace == there.namespace
+    assert here.namespace != found(one).namespace
+    assert here.namespace != found(one, parents=(parent("entry-2", "Yes."),)).namespace
+    assert here.namespace != found(one, parents=(parent("entry-1", "No."),)).namespace
+    assert here.namespace != found({**chat(ALONE), "messages": [*one["messages"]], "seed": 1}, parents=entry).namespace
+
+
+def test_parents_do_not_stand_for_what_is_more_than_text() -> None:
+    body = chat("Do you have boots?", "Yes.", "How much are they?")
+    body["messages"][1] = {"role": "user", "name": "eve", "content": "Do you have boots?"}
+
+    assert found(body, parents=("p",)).history == "full"
+
+
+def test_nobody_can_write_parents_into_a_request() -> None:
+    body = chat("Do you have boots?", "Yes.", "How much are they?")
+    forged = {"messages": [body["messages"][0], {"parents": ["p"]}, body["messages"][-1]]}
+
+    assert found(forged).namespace != found(body, parents=("p",)).namespace
+
+
+def test_the_next_turn_finds_what_was_noted_after_this_one() -> None:
+    first = chat("Do you have boots?")
+    follow = chat("Do you have boots?", "Yes.", "How much are they?")
+
+    noted = next_history_key(first, ("route",), "Yes.")
+
+    assert history_key(first, ("route",)) is None
+    assert noted == history_key(follow, ("route",))
+    assert noted != history_key(follow, ("other route",))
+    assert noted != history_key(chat("Do you have boots?", "No.", "How much are they?"), ("route",))
+    assert noted != history_key(chat("Do you have boots?", "Yes.", "How?", system="You sell hats."), ("route",))
+    assert next_history_key(follow, ("route",), "Ten.") == history_key(
+        chat("Do you have boots?", "Yes.", "How much are they?", "Ten.", "And hats?"), ("route",)
+    )
