@@ -42,6 +42,11 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30f
 _NAME = re.compile(r"(?<=[\w,;] )(?=[^\W\d_])\w{2,}")
 _NEGATION = re.compile(r"\b(?:not|no|never|none|nothing|nor|neither|cannot|without)\b|n['’]t\b")
 
+# Who is compared with whom: each of the ten with each, those behind them with the first.
+_ONES, _OTHERS = np.array(
+    [(one, other) for other in range(LOOKED_AT) for one in range(other if other < NEAREST else 1)]
+).T
+
 _rng = np.random.default_rng(20_260)
 _MULTIPLIERS = _rng.integers(1, 2**63, size=(_SLOTS, 1), dtype=np.uint64) | np.uint64(1)
 _SUMMANDS = _rng.integers(0, 2**63, size=(_SLOTS, 1), dtype=np.uint64)
@@ -155,26 +160,25 @@ def alike(sketches: Sequence[bytes]) -> list[int]:
 
     Two agree when they are equal but for case, white space and punctuation, or
     have at least half of their words in common and name the same numbers and
-    names. An answer joins the first that it agrees with.
+    names. An answer joins the first that it agrees with; behind the ten only
+    the very first is asked. For at most twenty, in about 25 µs.
     """
-    if not sketches:
-        return []
     rows = np.frombuffer(b"".join(sketches), np.uint8).reshape(len(sketches), SKETCH)
-    slots = rows[:, 2 * _DIGEST :]
+    digests = rows[:, : 2 * _DIGEST].copy().view(np.uint64)
+    within = np.searchsorted(_OTHERS, len(sketches))
+    ones, others = _ONES[:within], _OTHERS[:within]
+    pairs = digests[ones] == digests[others]
+    equal, near = pairs[:, 0], pairs[:, 1]
+    doubtful = np.flatnonzero(near & ~equal)
+    if len(doubtful):
+        slots = rows[:, 2 * _DIGEST :]
+        common = (slots[ones[doubtful]] == slots[others[doubtful]]).sum(axis=1, dtype=np.uint8)
+        equal[doubtful[common >= _ALIKE * _SLOTS]] = True
     numbers = list(range(len(sketches)))
-    for i, one in enumerate(sketches):
-        if numbers[i] != i:
-            continue
-        for j in range(i + 1, len(sketches)):
-            other = sketches[j]
-            if numbers[j] == j and (
-                other[:_DIGEST] == one[:_DIGEST]
-                or (
-                    other[_DIGEST : 2 * _DIGEST] == one[_DIGEST : 2 * _DIGEST]
-                    and np.count_nonzero(slots[i] == slots[j]) >= _ALIKE * _SLOTS
-                )
-            ):
-                numbers[j] = i
+    agreeing = np.flatnonzero(equal)
+    for one, other in zip(ones[agreeing].tolist(), others[agreeing].tolist(), strict=True):
+        if numbers[one] == one and numbers[other] == other:
+            numbers[other] = one
     return numbers
 
 
