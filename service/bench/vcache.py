@@ -24,7 +24,7 @@ _BANDS: tuple[float, ...] = tuple(NormalDist().inv_cdf(1 - epsilon) for epsilon 
 _STEPS = 100
 _SETTLED = 1e-6
 # Outcomes parted without an error have no likeliest steepness: this much belief in none at all keeps it finite.
-_RIDGE = 1e-3
+_RIDGE = 1e-4
 _STEEPEST = 700.0  # exp of more is no float
 
 
