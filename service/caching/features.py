@@ -1,0 +1,528 @@
+"""What is looked at in two questions: sixty-odd numbers from their words, their order and their cosine.
+
+Each is named in `FEATURES` with the group an ablation drops it in. Where a
+number exists for either question (a word the other lacks, say), the larger and
+the smaller are given, so the row is the same whichever of the two was stored.
+"""
+
+import re
+import unicodedata
+import zlib
+from bisect import bisect
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.caching.vocabulary import (
+    NO_KINDS,
+    NUMBER_WORDS,
+    OPEN_KINDS,
+    UNITS,
+    UNKNOWN_WEIGHT,
+    Word,
+    canonical_number,
+    known_word,
+    relation,
+    words_of,
+)
+
+FEATURES: dict[str, tuple[str, str]] = {
+    # name: (group, meaning)
+    "cosine": ("cosine", "cosine similarity of the two embeddings"),
+    "cover_most": ("overlap", "share of a question's word weight that the other has too; the larger of both"),
+    "cover_least": ("overlap", "the same, the smaller of both"),
+    "jaccard": ("overlap", "weight of the shared words over that of all"),
+    "soft_cover": ("overlap", "cover_least with near spellings and synonyms counted as shared"),
+    "bigrams": ("overlap", "pairs of neighbouring words shared, over those of the shorter question"),
+    "content": ("overlap", "shared words that are not function words, over those of the longer question"),
+    "content_words": ("overlap", "number of shared words that are not function words"),
+    "function_words": ("overlap", "number of function words that one of the two lacks"),
+    "shared_heaviest": ("overlap", "weight of the heaviest shared word"),
+    "heaviest_most": ("unmatched", "weight of the heaviest word the other lacks; the larger of both sides"),
+    "heaviest_least": ("unmatched", "the same, the smaller"),
+    "lacking_most": ("unmatched", "total weight of the words the other lacks; the larger of both sides"),
+    "lacking_least": ("unmatched", "the same, the smaller"),
+    "lacking_words_most": ("unmatched", "number of content words the other lacks; the larger of both sides"),
+    "lacking_words_least": ("unmatched", "the same, the smaller"),
+    "rare_most": ("unmatched", "number of words outside the vocabulary the other lacks; the larger of both sides"),
+    "rare_least": ("unmatched", "the same, the smaller"),
+    "added": ("unmatched", "weight of the words one question adds to the other; 0 unless the other adds none"),
+    "added_after_article": ("unmatched", "1 if such a word stands between an article and a shared word"),
+    "fillers": ("unmatched", "number of words as 'actually', 'please' that one has more"),
+    "near_spellings": ("unmatched", "pairs of unmatched words that differ in spelling or ending only"),
+    "synonyms": ("unmatched", "pairs of unmatched words that mean the same in most questions"),
+    "numbers_most": ("numbers", "numbers the other does not name; the larger of both sides"),
+    "numbers_least": ("numbers", "the same, the smaller: above 0, the two conflict"),
+    "numbers_shared": ("numbers", "numbers both name"),
+    "units": ("numbers", "1 if both name units and not the same"),
+    "dates": ("numbers", "names of days, months and relative times that one of the two lacks"),
+    "identifiers": ("numbers", "words of letters and digits, placeholders and versions that one of the two lacks"),
+    "symbols": ("numbers", "signs as + # % = that one of the two lacks"),
+    "names_most": ("names", "capitalised words inside the sentence the other lacks; the larger of both sides"),
+    "names_least": ("names", "the same, the smaller: above 0, the two speak of different ones"),
+    "names_shared": ("names", "capitalised words inside the sentence both have"),
+    "name_weight": ("names", "weight of the heaviest such word that one of the two lacks"),
+    "negation": ("negation", "difference in the number of negations"),
+    "negation_parity": ("negation", "1 if one has an odd number of negations and the other not"),
+    "antonyms": ("negation", "unmatched words of the two that are opposites"),
+    "opposed": ("negation", "antonyms and negations and more/less together: 1 if odd"),
+    "more_less": ("negation", "difference in 'more', 'most' less that in 'less', 'least', 'fewer'"),
+    "before_after": ("relations", "difference in 'before', 'until' less that in 'after', 'since'"),
+    "used_to": ("relations", "1 if only one asks for what used to be or was"),
+    "becoming": ("relations", "1 if only one asks for what becomes, starts or stops"),
+    "tense": ("relations", "difference in past less that in present and future auxiliaries"),
+    "modal": ("relations", "difference in kinds of modal verbs (can, should, must, will)"),
+    "and_or": ("relations", "1 if one joins with 'and' where the other joins with 'or'"),
+    "prepositions": ("relations", "prepositions that one has more often than the other"),
+    "quantity": ("relations", "words as 'all', 'some', 'only', 'first', 'last' that one of the two lacks"),
+    "person": ("relations", "difference in kinds of persons spoken of (I, you, he, she, they)"),
+    "pronoun_order": ("relations", "1 if 'he' and 'she' stand in another order"),
+    "asked_for": ("questions", "1 if the question words differ"),
+    "asked_for_both": ("questions", "1 if both have question words and share none"),
+    "yes_no": ("questions", "1 if only one can be answered with yes or no"),
+    "how_many": ("questions", "1 if only one asks how much, many, long, old or far"),
+    "inversions": ("order", "share of pairs of shared words that stand in another order"),
+    "content_inversions": ("order", "the same for content words"),
+    "swapped": ("order", "number of content words shared in another order where neither lacks one"),
+    "passive": ("order", "1 if only one is passive"),
+    "roles": ("order", "1 if shared words are turned round without a passive, or not with one; 0 if any lacks"),
+    "symmetric": ("order", "1 if both use words whose sides may be changed (and, or, between, married)"),
+    "reversed": ("order", "words on the two sides of 'to', 'into', 'than', 'over' changed from one to the other"),
+    "prefix": ("spelling", "share of the longer question that both begin with, in words"),
+    "suffix": ("spelling", "the same for the end"),
+    "gap_most": ("spelling", "words between the common beginning and end; the larger of both"),
+    "gap_least": ("spelling", "the same, the smaller"),
+    "gap_weight": ("spelling", "if one word stands where the other has another: the lesser of their weights"),
+    "trigrams": ("spelling", "letter trigrams shared (Dice), spaces left out"),
+    "gap_trigrams": ("spelling", "the same of the words that one of the two lacks"),
+    "corrections": ("spelling", "difference in words of self-correction ('no wait', 'I mean', 'sorry')"),
+    "length": ("length", "words of the longer question"),
+    "length_difference": ("length", "difference in words"),
+    "length_ratio": ("length", "words of the shorter over words of the longer"),
+    "sentences": ("length", "difference in number of sentences"),
+    "foreign": ("length", "share of words outside the vocabulary in the two together"),
+    "repeats": ("length", "difference in number of repeated words"),
+}  # fmt: skip
+NAMES = tuple(FEATURES)
+GROUPS = tuple(dict.fromkeys(group for group, _ in FEATURES.values()))
+
+# Longer texts are compared so far; `beyond` keeps what is behind apart.
+_MOST_CHARACTERS = 4_000
+_MOST_WORDS = 400
+_MOST_COMPARED = 8  # unmatched words of a side that are looked at for synonyms and spellings
+
+_SIGNS = frozenset("$€£¥₹%+*/=<>^&|~")
+_SENTENCE_END = frozenset("!?.")
+
+
+class Prepared:
+    """A text read once. Keep that of a stored question beside it: reading costs more than comparing."""
+
+    __slots__ = (
+        "beyond", "bigrams", "content", "content_places", "dates", "directions", "figures", "fillers", "genders",
+        "identifiers", "length", "marks", "names", "numbers", "passive", "places", "questions", "rare", "repeats",
+        "sentences", "symbols", "text", "total", "trigrams", "units", "weights", "words",
+    )  # fmt: skip
+
+    text: str
+    words: list[str]  # stems in their order
+    weights: dict[str, float]
+    total: float
+    places: dict[str, int]  # of the first of each
+    content: frozenset[str]
+    content_places: dict[str, int]
+    bigrams: frozenset[tuple[str, str]]
+    trigrams: frozenset[str]
+    numbers: frozenset[str]
+    figures: tuple[str, ...]  # all with digits, as often as they stand there, and numbers in words with a space ahead
+    units: frozenset[str]
+    dates: frozenset[str]
+    identifiers: frozenset[str]
+    symbols: frozenset[str]
+    names: frozenset[str]
+    rare: frozenset[str]
+    fillers: frozenset[str]
+    questions: frozenset[str]
+    directions: frozenset[tuple[str, str, str]]
+    genders: str
+    marks: NDArray[np.int64]
+    passive: bool
+    sentences: int
+    repeats: int
+    length: int
+    beyond: int  # a hash of what was not read, 0 if nothing
+
+
+_PAST_USE = re.compile(r"\bused? to (?!do\b|make\b|describe\b|measure\b)")
+_QUANTITIES = frozenset({"many", "much", "long", "old", "far", "often", "tall", "big", "few"})
+_AUXILIARY = frozenset({
+    "is", "are", "am", "was", "were", "do", "does", "did", "have", "has", "had", "can", "could", "will", "would",
+    "should", "shall", "may", "might", "must", "be", "need",
+})  # fmt: skip
+_DIRECTIONS = frozenset({"to", "into", "than", "over", "onto", "towards", "via", "beat", "versus"})
+
+_MARKS = (
+    "negation", "before", "after", "more", "less", "past", "present", "can", "may", "should", "must", "will", "and",
+    "or", "all", "some", "only", "first", "last", "best", "worst", "I", "we", "you", "he", "she", "they", "it",
+    "becoming", "by", "from", "to", "with", "for", "in", "on", "at", "of", "against", "over", "under", "than",
+    "through", "about", "between", "as", "off", "out", "up", "down", "filler", "correction", "symmetric",
+)  # fmt: skip
+_AT = {mark: place for place, mark in enumerate(_MARKS)}
+_PREPOSITIONS = slice(_AT["by"], _AT["down"] + 1)
+_MODALS = slice(_AT["can"], _AT["will"] + 1)
+_QUANTITY = slice(_AT["all"], _AT["worst"] + 1)
+_PERSONS = slice(_AT["I"], _AT["it"] + 1)
+_QUESTION_WORDS = ("what", "how", "why", "when", "where", "who", "which")
+
+
+def prepare(text: str) -> Prepared:
+    """Reads the text. Any text will do: an empty one has no words, of a long one the beginning is read."""
+    normal = text if text.isascii() else unicodedata.normalize("NFKC", text[: 2 * _MOST_CHARACTERS])
+    beyond = text[_MOST_CHARACTERS:] if normal is text else (normal[_MOST_CHARACTERS:] + text[2 * _MOST_CHARACTERS :])
+    prepared = Prepared()
+    stems: list[str] = []
+    weights: dict[str, float] = {}
+    places: dict[str, int] = {}
+    content: dict[str, int] = {}
+    marks = [0] * len(_MARKS)
+    numbers: set[str] = set()
+    units: set[str] = set()
+    dates: set[str] = set()
+    identifiers: set[str] = set()
+    symbols: set[str] = set()
+    names: set[str] = set()
+    rare: set[str] = set()
+    fillers: set[str] = set()
+    questions: set[str] = set()
+    figures: list[str] = []
+    genders, sentences, begins = "", 0, True
+    previous, before = "", ""
+    passive = saw_be = number_before = False
+    directions: set[tuple[str, str, str]] = set()
+    waiting: tuple[str, str] | None = None  # a word before a direction, and the direction
+    shouted = not any(map(str.islower, normal[:200]))
+    for written, lower in words_of(normal[:_MOST_CHARACTERS]):
+        if lower in _SENTENCE_END:
+            sentences += 0 if begins else 1
+            begins = True
+            continue
+        if lower in _SIGNS:
+            (units if lower in "$€£¥₹%" else symbols).add(lower)
+            continue
+        if len(stems) >= _MOST_WORDS:
+            beyond += lower
+            continue
+        counted, number = number_before, NUMBER_WORDS.get(lower)
+        number_before = number is not None or any(map(str.isdigit, lower))
+        if number_before:
+            canonical = number or canonical_number(lower)
+            known = Word(canonical, 6.0, NO_KINDS, True)
+            figures.append(canonical if number is None else f" {canonical}")
+            if canonical.replace(".", "").replace(",", "").replace(":", "").isdigit():
+                numbers.add(canonical)
+            else:
+                identifiers.add(canonical)
+        elif lower[0] == "<":
+            known = Word(lower, UNKNOWN_WEIGHT, NO_KINDS, True)
+            figures.append(lower)
+            identifiers.add(lower)
+        else:
+            known = known_word(lower)
+            if not begins and written[0].isupper() and not shouted and lower != "i":
+                names.add(known.stem)
+            if not known.known:
+                rare.add(known.stem)
+        base, weight, kinds, _ = known
+        is_content = True
+        for kind in kinds:
+            place = _AT.get(kind)
+            if place is not None:
+                marks[place] += 1
+            if kind == "day":
+                dates.add(base)
+            elif kind == "unit" and counted:
+                units.add(UNITS.get(lower.removesuffix("s"), UNITS.get(lower, base)))
+            elif kind == "filler":
+                fillers.add(base)
+            elif kind in _QUESTION_WORDS:
+                questions.add(kind)
+            is_content = is_content and kind in OPEN_KINDS and kind != "filler"
+        if is_content:
+            if base not in content:
+                content[base] = len(stems)
+            if waiting is not None:
+                directions.add((waiting[0], waiting[1], base))
+                waiting = None
+            before = base
+        elif lower in _DIRECTIONS and before:
+            waiting = before, lower
+        if lower in _DIRECTIONS and is_content:
+            waiting = (previous, lower) if previous else None
+        if "he" in kinds:
+            genders += "h"
+        elif "she" in kinds:
+            genders += "s"
+        if base == "be" or lower in ("get", "got"):
+            saw_be = True
+        elif lower == "by" and saw_be:
+            passive = True
+        if previous == "how" and lower in _QUANTITIES:
+            questions.add("quantity")
+        if begins and not stems and lower in _AUXILIARY:
+            questions.add("yes")
+        if base not in places:
+            places[base] = len(stems)
+            weights[base] = weight
+        stems.append(base)
+        previous, begins = lower, False
+    squeezed = "".join(stems)[:1000]
+    prepared.text = text
+    prepared.words = stems
+    prepared.weights = weights
+    prepared.total = sum(weights.values())
+    prepared.places = places
+    prepared.content = frozenset(content)
+    prepared.content_places = content
+    prepared.bigrams = frozenset(pairwise(stems))
+    prepared.trigrams = frozenset(squeezed[at : at + 3] for at in range(max(1, len(squeezed) - 2)))
+    prepared.numbers = frozenset(numbers)
+    prepared.figures = tuple(sorted(figures))
+    prepared.units = frozenset(units)
+    prepared.dates = frozenset(dates)
+    prepared.identifiers = frozenset(identifiers)
+    prepared.symbols = frozenset(symbols)
+    prepared.names = frozenset(names)
+    prepared.rare = frozenset(rare)
+    prepared.fillers = frozenset(fillers)
+    prepared.questions = frozenset(questions)
+    prepared.directions = frozenset(directions)
+    prepared.genders = genders[:20]
+    prepared.passive = passive
+    used_to = _PAST_USE.search(normal[:_MOST_CHARACTERS].lower()) is not None
+    prepared.marks = np.array([*marks, int(used_to)], np.int64)
+    prepared.sentences = sentences + (0 if begins else 1)
+    prepared.repeats = len(stems) - len(places)
+    prepared.length = len(stems)
+    prepared.beyond = zlib.crc32(beyond.encode("utf-8", "replace")) | 1 if beyond else 0
+    return prepared
+
+
+def counts(text: Prepared, mark: str) -> int:
+    """How many words of the kind `mark` it has."""
+    return int(text.marks[_AT[mark]])
+
+
+def features(asked: Prepared, stored: Prepared, cosine: float) -> NDArray[np.float64]:
+    """One row in the order of `NAMES`, all finite, the same with the two changed. Cost grows with the words, never
+    with their square."""
+    a, b = asked, stored
+    only_a, only_b = a.weights.keys() - b.weights.keys(), b.weights.keys() - a.weights.keys()
+    weights_a, weights_b = a.weights, b.weights
+    lack_a, lack_b = 0.0, 0.0
+    heavy_a = heavy_b = 0.0
+    for one in only_a:
+        weight = weights_a[one]
+        lack_a += weight
+        if weight > heavy_a:
+            heavy_a = weight
+    for one in only_b:
+        weight = weights_b[one]
+        lack_b += weight
+        if weight > heavy_b:
+            heavy_b = weight
+    content_a, content_b = a.content - b.content, b.content - a.content
+    shared_content = a.content & b.content
+    shared_heaviest = max((weights_a[one] for one in shared_content), default=0.0)
+    near = same = opposed = 0
+    softened_a = softened_b = 0.0
+    if content_a and content_b:
+        for one in _heaviest(content_a, weights_a):
+            for other in _heaviest(content_b, weights_b):
+                kind = relation(one, other)
+                if kind:
+                    if kind == 3:
+                        opposed += 1
+                    else:
+                        near += kind == 1
+                        same += kind == 2
+                        softened_a += weights_a[one]
+                        softened_b += weights_b[other]
+                        break
+    cover_a = 1 - lack_a / a.total if a.total else 0.0
+    cover_b = 1 - lack_b / b.total if b.total else 0.0
+    soft_a = 1 - max(0.0, lack_a - softened_a) / a.total if a.total else 0.0
+    soft_b = 1 - max(0.0, lack_b - softened_b) / b.total if b.total else 0.0
+    both = a.total - lack_a
+    shorter, longer = (a.length, b.length) if a.length < b.length else (b.length, a.length)
+    most_content = max(len(a.content), len(b.content))
+
+    added = added_after_article = 0.0
+    if bool(content_a) != bool(content_b):
+        side, extra = (a, content_a) if content_a else (b, content_b)
+        for one in extra:
+            added += side.weights[one]
+            place = side.places[one]
+            if place and side.words[place - 1] in ("a", "an", "the") and place + 1 < len(side.words):
+                added_after_article = 1.0
+
+    marks = a.marks - b.marks
+    apart = np.abs(marks)
+    negation = int(apart[0])
+    more_less = int(marks[3] - marks[4])
+    words_a, words_b = a.words, b.words
+    prefix = 0
+    while prefix < shorter and words_a[prefix] == words_b[prefix]:
+        prefix += 1
+    suffix = 0
+    while suffix < shorter - prefix and words_a[-1 - suffix] == words_b[-1 - suffix]:
+        suffix += 1
+    gap_least, gap_most = shorter - prefix - suffix, longer - prefix - suffix
+    gap_weight = 0.0
+    if gap_least == gap_most == 1:
+        gap_weight = min(weights_a[words_a[prefix]], weights_b[words_b[prefix]])
+
+    inverted, pairs = _inversions(a.places, b.places)
+    content_inverted, content_pairs, outermost = 0, 0, False
+    if inverted:
+        content_inverted, content_pairs = _inversions(a.content_places, b.content_places)
+        outermost = content_inverted > 0 and _outermost_inverted(a.content_places, b.content_places)
+    complete = not content_a and not content_b and len(shared_content) > 1
+    passive = a.passive != b.passive
+    reversals = 0
+    if a.directions and b.directions:
+        reversals = sum((right, by, left) in b.directions and left != right for left, by, right in a.directions)
+
+    names_a, names_b = a.names - b.weights.keys(), b.names - a.weights.keys()
+    name_weight = 0.0
+    for one in names_a:
+        name_weight = max(name_weight, weights_a[one])
+    for one in names_b:
+        name_weight = max(name_weight, weights_b[one])
+    rare_a, rare_b = len(a.rare - b.weights.keys()), len(b.rare - a.weights.keys())
+    numbers_a, numbers_b = len(a.numbers - b.numbers), len(b.numbers - a.numbers)
+    asked_for = (a.questions ^ b.questions) - {"yes", "quantity"}
+    bigrams = min(len(a.bigrams), len(b.bigrams))
+    trigrams = len(a.trigrams) + len(b.trigrams)
+    and_or = (marks[12] > 0 > marks[13]) or (marks[12] < 0 < marks[13])
+    opposing = opposed + negation + (1 if more_less and not opposed else 0)
+    total = a.length + b.length
+    return np.array(
+        [
+            cosine,
+            cover_a if cover_a > cover_b else cover_b,
+            cover_b if cover_a > cover_b else cover_a,
+            both / (both + lack_a + lack_b) if a.total or b.total else 0.0,
+            soft_a if soft_a < soft_b else soft_b,
+            len(a.bigrams & b.bigrams) / bigrams if bigrams else 0.0,
+            len(shared_content) / most_content if most_content else 0.0,
+            len(shared_content),
+            len(only_a) + len(only_b) - len(content_a) - len(content_b),
+            shared_heaviest,
+            heavy_a if heavy_a > heavy_b else heavy_b,
+            heavy_b if heavy_a > heavy_b else heavy_a,
+            lack_a if lack_a > lack_b else lack_b,
+            lack_b if lack_a > lack_b else lack_a,
+            max(len(content_a), len(content_b)),
+            min(len(content_a), len(content_b)),
+            rare_a if rare_a > rare_b else rare_b,
+            rare_b if rare_a > rare_b else rare_a,
+            added,
+            added_after_article,
+            len(a.fillers ^ b.fillers),
+            near,
+            same,
+            numbers_a if numbers_a > numbers_b else numbers_b,
+            numbers_b if numbers_a > numbers_b else numbers_a,
+            len(a.numbers & b.numbers),
+            1.0 if a.units and b.units and a.units != b.units else 0.0,
+            len(a.dates ^ b.dates),
+            len(a.identifiers ^ b.identifiers),
+            len(a.symbols ^ b.symbols),
+            max(len(names_a), len(names_b)),
+            min(len(names_a), len(names_b)),
+            len(a.names & b.names),
+            name_weight,
+            negation,
+            negation % 2,
+            opposed,
+            opposing % 2,
+            abs(more_less),
+            abs(int(marks[1] - marks[2])),
+            int(apart[-1]),
+            1.0 if apart[_AT["becoming"]] else 0.0,
+            int(marks[5] - marks[6]) if marks[5] * marks[6] < 0 else 0,
+            np.count_nonzero(apart[_MODALS]),
+            1.0 if and_or else 0.0,
+            int(apart[_PREPOSITIONS].sum()),
+            np.count_nonzero(apart[_QUANTITY]),
+            np.count_nonzero(apart[_PERSONS]),
+            1.0 if a.genders != b.genders and len(a.genders) == len(b.genders) else 0.0,
+            1.0 if asked_for else 0.0,
+            1.0 if asked_for and not (a.questions & b.questions) and a.questions and b.questions else 0.0,
+            1.0 if ("yes" in a.questions) != ("yes" in b.questions) else 0.0,
+            1.0 if ("quantity" in a.questions) != ("quantity" in b.questions) else 0.0,
+            inverted / pairs if pairs else 0.0,
+            content_inverted / content_pairs if content_pairs else 0.0,
+            content_inverted if complete else 0,
+            1.0 if passive else 0.0,
+            1.0 if complete and outermost != passive else 0.0,
+            1.0 if a.marks[_AT["symmetric"]] and b.marks[_AT["symmetric"]] else 0.0,
+            reversals,
+            prefix / longer if longer else 0.0,
+            suffix / longer if longer else 0.0,
+            gap_most,
+            gap_least,
+            gap_weight,
+            2 * len(a.trigrams & b.trigrams) / trigrams,
+            _gap_trigrams(only_a, only_b),
+            int(apart[_AT["correction"]]),
+            longer,
+            longer - shorter,
+            shorter / longer if longer else 0.0,
+            abs(a.sentences - b.sentences),
+            (len(a.rare) + len(b.rare)) / total if total else 0.0,
+            abs(a.repeats - b.repeats),
+        ],
+        np.float64,
+    )
+
+
+def _heaviest(stems: frozenset[str], weights: dict[str, float]) -> Sequence[str]:
+    if len(stems) <= _MOST_COMPARED:
+        return sorted(stems)
+    return sorted(stems, key=lambda one: (-weights[one], one))[:_MOST_COMPARED]
+
+
+def _inversions(one: dict[str, int], other: dict[str, int]) -> tuple[int, int]:
+    """Pairs of shared words in another order, of how many. Both have their words in the order of their places."""
+    seen: list[int] = []
+    inverted = 0
+    for shared in one:
+        place = other.get(shared)
+        if place is None:
+            continue
+        if seen and place < seen[-1]:
+            at = bisect(seen, place)
+            inverted += len(seen) - at
+            seen.insert(at, place)
+        else:
+            seen.append(place)
+    return inverted, len(seen) * (len(seen) - 1) // 2
+
+
+def _outermost_inverted(one: dict[str, int], other: dict[str, int]) -> bool:
+    shared = [other[stem] for stem in one if stem in other]
+    return len(shared) > 1 and shared[0] > shared[-1]
+
+
+def _gap_trigrams(only_a: set[str], only_b: set[str]) -> float:
+    if not only_a or not only_b:
+        return 0.0
+    one, other = _trigrams("".join(sorted(only_a))), _trigrams("".join(sorted(only_b)))
+    return 2 * len(one & other) / (len(one) + len(other))
+
+
+def _trigrams(letters: str) -> set[str]:
+    return {letters[at : at + 3] for at in range(max(1, min(len(letters), 200) - 2))}

@@ -1,0 +1,113 @@
+"""What the verifier is trained on is what it says, and what is exported judges as what was trained."""
+
+import random
+
+import numpy as np
+import pytest
+
+from benchmarks import templates
+from benchmarks.train_verifier import exported, wilson, word_weights
+from benchmarks.verifier_data import Labelled, components
+from service.caching.features import NAMES
+from service.caching.verifier import Verifier
+
+
+def test_exported_trees_judge_as_the_library_that_trained_them() -> None:
+    lightgbm = pytest.importorskip("lightgbm", reason="training needs lightgbm")
+    draw = np.random.default_rng(1)
+    x = np.round(draw.random((3_000, len(NAMES))), 2)
+    y = (x[:, 0] + x[:, 5] * x[:, 9] > 0.8).astype(int)
+    parameters = {"objective": "binary", "num_leaves": 15, "use_missing": False, "verbosity": -1, "num_threads": 1}
+
+    booster = lightgbm.train(parameters, lightgbm.Dataset(x, y), num_boost_round=20)
+    verifier = Verifier(exported(booster.dump_model(), trained="here"))
+
+    assert np.allclose(verifier.judge(x), booster.predict(x), atol=1e-6)
+
+
+def test_pairs_that_share_a_text_are_one_component() -> None:
+    pairs = [("a", "b"), ("c", "d"), ("B ", "e"), ("f", "g"), ("d", "f")]
+
+    one, two, again, three, joined = components(pairs)
+
+    assert one == again
+    assert two == three == joined
+    assert one != two
+
+
+@pytest.mark.parametrize("family", sorted(templates.TEMPLATES))
+def test_every_sentence_can_be_filled(family: str) -> None:
+    others = frozenset(templates.TEMPLATES) - {family}
+
+    pairs = list(templates.templates(5, random.Random(1), without=others))  # noqa: S311 - nothing secret
+
+    assert len(pairs) == 5 * len(templates.TEMPLATES[family])
+    assert {pair.family for pair in pairs} == {family}
+    for pair in pairs:
+        assert pair.a.strip()
+        assert pair.b.strip()
+        assert not set("{}|") & set(pair.a + pair.b)
+        assert "(n)" not in pair.a + pair.b
+        assert pair.a != pair.b
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("swap number", "What happened in 1987?"),
+        ("swap place", "How big is Berlin now?"),
+        ("swap name", "Did they meet Ada there?"),
+        ("swap two names", "Did they tell Ada about Grace there?"),
+        ("swap two words", "Can a dog bite a postman?"),
+        ("swap negation", "Is it safe to swim here?"),
+        ("swap opposite", "How do I buy a house?"),
+        ("swap added", "Is this a house?"),
+        ("swap dropped", "How do I sort a list in Python?"),
+        ("same typo", "How do I sort a list?"),
+        ("same contraction", "What is a list?"),
+        ("same polite", "How do I sort a list?"),
+        ("same careless", "How do I sort a list?"),
+        ("same filler", "Is it safe to swim?"),
+        ("same moved", "How do I sort a list in Python?"),
+        ("same and", "Should I look at cats and dogs?"),
+    ],
+)
+def test_every_swap_changes_what_it_names(family: str, text: str) -> None:
+    others = frozenset(templates.SWAPS) - {family}
+
+    pairs = [
+        pair
+        for seed in range(20)
+        for pair in templates.swaps([text], 1, random.Random(seed), without=others)  # noqa: S311 - nothing secret
+    ]
+
+    assert pairs
+    for pair in pairs:
+        assert text in (pair.a, pair.b)
+        assert pair.a != pair.b
+        assert pair.label == templates.SWAPS[family][0] == int(family.startswith("same"))
+
+
+def test_the_same_seed_makes_the_same_pairs() -> None:
+    one, again = (list(templates.templates(1, random.Random(7))) for _ in range(2))  # noqa: S311 - nothing secret
+
+    assert one == again
+
+
+def test_a_word_in_every_text_weighs_less_than_one_in_few() -> None:
+    pairs = [
+        Labelled(f"the {'cat' if number % 4 else 'owl'} on a{'b' * number}", "the", 0, "here", "learn", 1.0)
+        for number in range(40)
+    ]
+
+    lines = [line.partition(" ") for line in word_weights(pairs, least=1).splitlines()]
+
+    weights = {stem: float(weight) for weight, _, stems in lines for stem in stems.split()}
+    assert weights["the"] < weights["cat"] < weights["owl"]
+
+
+@pytest.mark.parametrize(
+    ("hits", "of", "low", "high"), [(0, 300, 0.0, 0.01264), (150, 300, 0.44374, 0.55626), (3, 3, 0.4385, 1.0)]
+)
+def test_a_share_has_wilsons_interval(hits: int, of: int, low: float, high: float) -> None:
+    assert wilson(hits, of) == [pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4)]
