@@ -29,6 +29,7 @@ given does. Embeddings are made one text at a time and kept in `--embeddings`.
 
 import argparse
 import asyncio
+import functools
 import hashlib
 import json
 import math
@@ -43,11 +44,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.embedding import minilm
 from backends.embedding.onnx import OnnxEmbedder
 from service.bench.vcache import VCacheEntry
 from service.caching.agreement import LOOKED_AT, agreement, agreements
 from service.caching.certificate import Certificate, Origin, Shortfall, certify, upper_bound
+from service.caching.features import prepare
 from service.caching.fit import Fit, Fitted, features_of, fit
+from service.caching.verifier import TreesRefused, load
 
 SETS = ("banking77", "clinc150")
 OUT_OF_SCOPE = "oos"
@@ -118,11 +122,16 @@ def main() -> None:
         stream = asyncio.run(read(options.data / name / "norm_clusters.jsonl", options.embeddings))
         requests = len(stream.texts) - LABELS
         print(f"{name}: {requests:,} test requests of each seed", file=sys.stderr)
-        for rule, outcomes in measure(stream, options.seeds, min(options.compared, options.seeds), verify):
-            rows += [summary(name, rule, limit, outcomes[limit]) for limit in LIMITS]
-    print(table(rows))
-    if options.json:
-        options.json.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
+        found = [
+            summary(name, rule, limit, outcomes[limit])
+            for rule, outcomes in measure(stream, options.seeds, min(options.compared, options.seeds), verify)
+            for limit in LIMITS
+        ]
+        # After every set: a long run that is interrupted leaves what it has.
+        print(table(found), flush=True)
+        rows += found
+        if options.json:
+            options.json.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
 
 
 def measure(
@@ -368,7 +377,19 @@ def most_similar(cosines: NDArray[np.float32], limit: int) -> tuple[NDArray[np.i
 
 
 def shipped_verifier() -> Verify | None:
-    return None
+    """None where there are no trees for this embedder."""
+    try:
+        verifier = load(minilm.REVISION)
+    except (FileNotFoundError, TreesRefused) as error:
+        print(f"without a verifier: {error}", file=sys.stderr)
+        return None
+    read_once = functools.cache(prepare)
+
+    @functools.cache
+    def verify(asked: str, stored: str, cosine: float) -> float:
+        return verifier.probabilities(read_once(asked), [read_once(stored)], [cosine])[0]
+
+    return verify
 
 
 if __name__ == "__main__":
