@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import templates, train_verifier
 from benchmarks.train_verifier import Rows
-from benchmarks.verifier_data import LEARNED, labelled
+from benchmarks.verifier_data import LEARNED, Vectors, labelled, strangers
 from service.caching.features import FEATURES, GROUPS, NAMES
 from service.caching.verifier import Verifier
 
@@ -31,6 +31,7 @@ def main() -> int:
     options = parser.parse_args()
 
     pairs = labelled(options.data, seed=options.seed)
+    pairs += strangers(pairs, Vectors(options.vectors, "gptcache_qqp"), seed=options.seed)
     pairs += train_verifier.generated(pairs, seed=options.seed)
     rows = train_verifier.looked(pairs, options.vectors)
     whole = _figures(rows, rows, seed=options.seed)
@@ -59,7 +60,7 @@ def _variants(rows: Rows) -> list[tuple[str, Rows, list[int] | None]]:
     variants += [(name, _without(rows, {name}), None) for name in (*families, *swaps, *rewordings)]
     variants += [
         (f"learning from {name}", _without(rows, {name}), None)
-        for name in (*LEARNED, "clinc150")
+        for name in (*LEARNED, "clinc150", "strangers")
         if name != "gptcache_qqp"
     ]
     return variants

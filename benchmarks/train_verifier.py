@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from backends.embedding.minilm import REVISION
 from benchmarks import templates
-from benchmarks.verifier_data import Labelled, Vectors, labelled
+from benchmarks.verifier_data import Labelled, Vectors, labelled, strangers
 from service.caching import vocabulary
 from service.caching.features import NAMES, Prepared, features, prepare
 from service.caching.verifier import LEAVES, Trees, Verifier, dump, read
@@ -32,9 +32,9 @@ from service.caching.verifier import LEAVES, Trees, Verifier, dump, read
 SHIPPED = Path(__file__).parents[1] / "service" / "caching" / "verifier"
 SHARES = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1)
 # Candidates are not looked at below the cosine under which only this share lies of those served at this cut.
-FLOOR_SHARE, FLOOR_MISSED = 0.05, 0.001
+FLOOR_SHARE, FLOOR_MISSED, FLOOR_LEAST, FLOOR_UNKNOWN = 0.05, 0.005, 20, 0.95
 EACH_TEMPLATE, EACH_SWAP = 40, 900
-TEMPLATE_WEIGHT, SWAP_WEIGHT = 1.0, 0.7
+TEMPLATE_WEIGHT, SWAP_WEIGHT = 0.4, 0.3
 _PARAMETERS = {
     "objective": "binary", "num_leaves": 15, "learning_rate": 0.1, "min_data_in_leaf": 40, "feature_fraction": 0.6,
     "bagging_fraction": 0.8, "bagging_freq": 1, "lambda_l2": 5.0, "use_missing": False, "max_bin": 255,
@@ -42,6 +42,14 @@ _PARAMETERS = {
 }  # fmt: skip
 TREES = 200
 SWAPPED = ("gptcache_qqp", "mrpc", "sick", "disfl_qa")  # whose texts are changed
+
+
+# Sets of changed questions that say more together: the same words in another order, of the same meaning or not.
+TOGETHER = {"word order": ("swap two words", "swap two names", "same moved", "same and")}
+_SETS = {"template": "templates", "swap": "swaps", "same": "swaps", "strangers": "gptcache_qqp"}  # of vectors
+# Where more is never worse, or never better: what the sets show otherwise is how they were chosen.
+_RISING = frozenset({"cosine", "cover_least", "jaccard", "soft_cover", "trigrams"})
+_FALLING = frozenset({"heaviest_least", "lacking_least", "numbers_most", "numbers_least", "names_least", "identifiers"})
 
 
 class Rows(NamedTuple):
@@ -76,6 +84,7 @@ def main() -> int:
     if options.words is not None:
         options.words.write_text(word_weights(pairs), encoding="utf-8")
         vocabulary.forget()
+    pairs += strangers(pairs, Vectors(options.vectors, "gptcache_qqp"), seed=options.seed)
     pairs += generated(pairs, seed=options.seed)
     rows = looked(pairs, options.vectors)
     if options.out is not None:
@@ -131,7 +140,7 @@ def looked(pairs: list[Labelled], folder: Path) -> Rows:
     by_set: dict[str, list[int]] = {}
     for place, pair in enumerate(pairs):
         kind = pair.source.partition(" ")[0]
-        by_set.setdefault({"template": "templates", "swap": "swaps", "same": "swaps"}.get(kind, kind), []).append(place)
+        by_set.setdefault(_SETS.get(kind, kind), []).append(place)
     for name, places in by_set.items():
         vectors = Vectors(folder, name)
         vectors.add(text for place in places for text in (pairs[place].a, pairs[place].b))
@@ -160,7 +169,8 @@ def train(rows: Rows, *, seed: int, columns: Sequence[int] | None = None) -> Tre
         x[:, columns] = learn.x[:, columns]
     started = time.perf_counter()
     data = lightgbm.Dataset(x, learn.y, weight=weight, feature_name=list(NAMES), free_raw_data=True)
-    booster = lightgbm.train({**_PARAMETERS, "seed": seed}, data, num_boost_round=TREES)
+    ways = [int(name in _RISING) - int(name in _FALLING) for name in NAMES]
+    booster = lightgbm.train({**_PARAMETERS, "seed": seed, "monotone_constraints": ways}, data, num_boost_round=TREES)
     print(f"trained on {len(x)} pairs in {time.perf_counter() - started:.0f} s", file=sys.stderr)
     digest = hashlib.sha256(np.ascontiguousarray(learn.x).tobytes()).hexdigest()[:8]
     trees = exported(booster.dump_model(), trained=f"{digest}-{seed}")
@@ -170,8 +180,21 @@ def train(rows: Rows, *, seed: int, columns: Sequence[int] | None = None) -> Tre
     different = np.sort(p[chosen.y == 0])[::-1]
     # Served is at or above: just above the first that must not be.
     cuts = {share: float(np.nextafter(different[int(share * len(different))], 1.0)) for share in SHARES}
-    served = chosen.x[p >= cuts[FLOOR_SHARE], NAMES.index("cosine")]
-    return trees._replace(cuts=cuts, floor=round(float(np.quantile(served, FLOOR_MISSED)), 3))
+    return trees._replace(cuts=cuts, floors=_floors(rows, verifier, cuts[FLOOR_SHARE]))
+
+
+def _floors(rows: Rows, verifier: Verifier, cut: float) -> tuple[float, ...]:
+    known = rows.where(source="gptcache_qqp", part="learn")
+    served = verifier.judge(known.x) >= cut
+    cosine = known.x[:, NAMES.index("cosine")]
+    tenths = (10 * known.x[:, NAMES.index("content")] + 1e-9).astype(int)
+    floors: list[float] = []
+    for tenth in range(11):
+        of = cosine[served & (tenths == tenth)]
+        floor = round(float(np.quantile(of, FLOOR_MISSED)), 3) if len(of) >= FLOOR_LEAST else FLOOR_UNKNOWN
+        # With more words shared, it only falls.
+        floors.append(min([floor, *floors]))
+    return tuple(floors)
 
 
 def exported(model: dict[str, Any], *, trained: str) -> Trees:
@@ -202,7 +225,7 @@ def exported(model: dict[str, Any], *, trained: str) -> Trees:
 
         walk(tree)
     return Trees(
-        feature, threshold, mask, value.astype(np.float32).astype(np.float64), 0.0, REVISION, trained, {}, -1.0
+        feature, threshold, mask, value.astype(np.float32).astype(np.float64), 0.0, REVISION, trained, {}, (-1.0,) * 11
     )
 
 
@@ -215,6 +238,11 @@ def measure(rows: Rows, verifier: Verifier, *, seed: int) -> dict[str, Any]:
     }
     cut = verifier.cut()
     tested = {name: rows.where(source=name, part="test") for name in dict.fromkeys(pair.source for pair in rows.pairs)}
+    for name, sources in TOGETHER.items():
+        keep = np.array([pair.source in sources and pair.part == "test" for pair in rows.pairs])
+        tested[name] = Rows(
+            [pair for pair, kept in zip(rows.pairs, keep, strict=True) if kept], rows.x[keep], rows.y[keep]
+        )
     for name, one in tested.items():
         if not len(one.y):
             continue

@@ -161,7 +161,7 @@ _AUXILIARY = frozenset({
     "is", "are", "am", "was", "were", "do", "does", "did", "have", "has", "had", "can", "could", "will", "would",
     "should", "shall", "may", "might", "must", "be", "need",
 })  # fmt: skip
-_DIRECTIONS = frozenset({"to", "into", "than", "over", "onto", "towards", "via", "beat", "versus"})
+_DIRECTIONS = frozenset({"to", "into", "than", "over", "onto", "towards", "via"})
 
 _MARKS = (
     "negation", "before", "after", "more", "less", "past", "present", "can", "may", "should", "must", "will", "and",
@@ -258,8 +258,6 @@ def prepare(text: str) -> Prepared:
             before = base
         elif lower in _DIRECTIONS and before:
             waiting = before, lower
-        if lower in _DIRECTIONS and is_content:
-            waiting = (previous, lower) if previous else None
         if "he" in kinds:
             genders += "h"
         elif "she" in kinds:
@@ -312,6 +310,12 @@ def prepare(text: str) -> Prepared:
 def counts(text: Prepared, mark: str) -> int:
     """How many words of the kind `mark` it has."""
     return int(text.marks[_AT[mark]])
+
+
+def shared_tenths(asked: Prepared, stored: Prepared) -> int:
+    """Content words shared, over those of the longer question, in tenths; 10 where there are none to share."""
+    most = max(len(asked.content), len(stored.content))
+    return 10 * len(asked.content & stored.content) // most if most else 10
 
 
 def features(asked: Prepared, stored: Prepared, cosine: float) -> NDArray[np.float64]:

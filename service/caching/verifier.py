@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ConfigError
-from service.caching.features import NAMES, Prepared, features
+from service.caching.features import NAMES, Prepared, features, shared_tenths
 
 LEAVES = 16  # of a tree at most: the bits of a mask
-_ALL = np.uint16(0xFFFF)
 _FORMAT = 1
 
 
@@ -29,7 +28,8 @@ class TreesRefused(ConfigError):
 
 class Trees(NamedTuple):
     """`feature`, `threshold` and `mask` are (nodes, trees), padded with thresholds of infinity; `value` is
-    (trees, `LEAVES`). `cuts` maps the share of different pairs served to the P above which it is kept."""
+    (trees, `LEAVES`). `cuts` maps the share of different pairs served to the P from which on it is kept; `floors` are
+    the cosines below which nothing is worth looking at, by the tenths of content words shared (11 of them)."""
 
     feature: NDArray[np.int64]
     threshold: NDArray[np.float64]
@@ -39,7 +39,7 @@ class Trees(NamedTuple):
     revision: str
     trained: str
     cuts: dict[float, float]
-    floor: float  # the cosine below which nothing is worth looking at
+    floors: tuple[float, ...]
 
 
 class Verifier:
@@ -47,21 +47,29 @@ class Verifier:
 
     def __init__(self, trees: Trees) -> None:
         self._trees = trees
-        self._places = np.arange(len(trees.value)) * LEAVES
+        nodes, count = trees.mask.shape
+        self._shape = nodes, count
+        self._feature = trees.feature.reshape(-1).astype(np.intp)
+        self._threshold = np.ascontiguousarray(trees.threshold).reshape(-1)
+        self._taken = np.ascontiguousarray(~trees.mask).reshape(-1)  # leaves that a failing node takes away
+        self._places = np.arange(count) * LEAVES
         self._values = np.ascontiguousarray(trees.value).reshape(-1)
-        self._mask = trees.mask | np.uint16(0)
         self.revision = f"{trees.trained}/{_FORMAT}"
 
     def probabilities(self, asked: Prepared, stored: Sequence[Prepared], cosines: Sequence[float]) -> list[float]:
         """P for each of the stored questions, in [0, 1]; the same for a pair whoever else is judged beside it.
 
-        It is 0 where the cosine is too low for any cut, and where neither has a word that could be compared.
+        It is 0 where the cosine is too low for so few shared words, where one has no word that could be compared, and
+        where they differ behind what is read of a long text.
         """
         found = [0.0] * len(stored)
         near = [
             place
             for place, (one, cosine) in enumerate(zip(stored, cosines, strict=True))
-            if cosine >= self._trees.floor and (asked.words or one.words)
+            if asked.words
+            and one.words
+            and asked.beyond == one.beyond
+            and cosine >= self._trees.floors[shared_tenths(asked, one)]
         ]
         if near:
             rows = np.array([features(asked, stored[place], cosines[place]) for place in near], np.float64)
@@ -71,11 +79,10 @@ class Verifier:
 
     def judge(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """P of rows of `features`."""
-        trees = self._trees
-        fails = rows[:, trees.feature] > trees.threshold
-        left = np.bitwise_and.reduce(np.where(fails, trees.mask, _ALL), axis=1)
-        leaf = _LOWEST_BIT[left]
-        score = self._values[leaf + self._places].sum(axis=1) + trees.bias
+        fails = rows.take(self._feature, axis=1) > self._threshold
+        taken = (fails * self._taken).reshape(len(rows), *self._shape)
+        leaf = _LOWEST_BIT.take(~np.bitwise_or.reduce(taken, axis=1))
+        score = self._values.take(leaf + self._places).sum(axis=1) + self._trees.bias
         return np.asarray(1.0 / (1.0 + np.exp(-score)), np.float64)
 
     def cut(self, share: float = 0.01) -> float:
@@ -101,7 +108,11 @@ def read(content: bytes, *, revision: str) -> Trees:
             mask, value = file["mask"].astype(np.uint16), file["value"].astype(np.float64)
         made_for, names, number = about["embedder"], tuple(about["features"]), about["format"]
         cuts = {float(share): float(cut) for share, cut in about["cuts"].items()}
-        bias, trained, floor = float(about["bias"]), str(about["trained"]), float(about["floor"])
+        bias, trained, floors = (
+            float(about["bias"]),
+            str(about["trained"]),
+            tuple(float(floor) for floor in about["floors"]),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise TreesRefused(f"this is no file of the verifier's trees ({type(error).__name__})") from error
     if made_for != revision:
@@ -113,9 +124,11 @@ def read(content: bytes, *, revision: str) -> Trees:
         feature.shape == threshold.shape == mask.shape == (feature.shape[0], count) and value.shape == (count, LEAVES)
     ):
         raise TreesRefused("the verifier's trees are of odd shapes")
+    if len(floors) != 11:
+        raise TreesRefused("the verifier's trees have no floors")
     if feature.size and not 0 <= int(feature.min()) <= int(feature.max()) < len(NAMES):
         raise TreesRefused("the verifier's trees ask for features there are not")
-    return Trees(feature, threshold, mask, value, bias, made_for, trained, cuts, floor)
+    return Trees(feature, threshold, mask, value, bias, made_for, trained, cuts, floors)
 
 
 def dump(trees: Trees) -> bytes:
@@ -123,7 +136,7 @@ def dump(trees: Trees) -> bytes:
     about = {
         "format": _FORMAT, "embedder": trees.revision, "features": list(NAMES), "bias": trees.bias,
         "trained": trees.trained, "cuts": {str(share): cut for share, cut in trees.cuts.items()},
-        "floor": trees.floor,
+        "floors": list(trees.floors),
     }  # fmt: skip
     content = io.BytesIO()
     np.savez_compressed(

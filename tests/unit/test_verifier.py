@@ -18,7 +18,9 @@ def two_trees() -> Trees:
     mask[:2, 0] = 0xFFFF ^ 0b001, 0xFFFF ^ 0b010  # leaves from the left: low cosine, few numbers, many numbers
     value = np.zeros((2, LEAVES))
     value[0, :3] = -2.0, 2.0, -1.0
-    return Trees(feature, threshold, mask, value, 0.0, "some-embedder", "by-hand", {0.01: 0.6, 0.05: 0.4}, 0.3)
+    return Trees(
+        feature, threshold, mask, value, 0.0, "some-embedder", "by-hand", {0.01: 0.6, 0.05: 0.4}, (0.8,) * 10 + (0.3,)
+    )
 
 
 def sigmoid(score: float) -> float:
@@ -39,7 +41,9 @@ def test_a_row_falls_into_its_leaf(cosine: float, numbers: int, score: float) ->
 def test_a_pair_is_judged_the_same_in_any_company() -> None:
     verifier = load(REVISION)
     asked = prepare("How do I reset my password?")
-    stored = [prepare(text) for text in ("How can I reset my password?", "How do I delete my account?", "")]
+    stored = [
+        prepare(text) for text in ("How can I reset my password?", "How do I reset a broken password manager?", "")
+    ]
 
     together = verifier.probabilities(asked, stored, [0.95, 0.8, 0.1])
 
@@ -56,12 +60,22 @@ def test_a_candidate_far_below_any_cut_is_not_looked_at() -> None:
     asked = prepare("How do I sort a list?")
 
     assert verifier.probabilities(asked, [asked, asked], [0.29, 0.3]) == [0.0, pytest.approx(sigmoid(-2.0))]
+    other = prepare("How do I sort a bag?")
+    assert verifier.probabilities(asked, [other, other], [0.79, 0.8]) == [0.0, pytest.approx(sigmoid(-2.0))]
 
 
 def test_two_texts_without_words_are_nothing_to_judge() -> None:
     verifier = Verifier(two_trees())
 
     assert verifier.probabilities(prepare("…"), [prepare("")], [1.0]) == [0.0]
+
+
+def test_what_was_not_read_of_a_long_text_must_be_the_same() -> None:
+    verifier = Verifier(two_trees())
+    long = "one two three " * 1_000
+    asked, same, other = prepare(f"{long} four"), prepare(f"{long} four"), prepare(f"{long} five")
+
+    assert verifier.probabilities(asked, [same, other], [1.0, 1.0]) == [pytest.approx(sigmoid(2.0)), 0.0]
 
 
 def test_trees_survive_the_file_and_the_file_is_the_same_twice() -> None:
