@@ -34,13 +34,13 @@ SHARES = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1)
 # Candidates are not looked at below the cosine under which only this share lies of those served at this cut.
 FLOOR_SHARE, FLOOR_MISSED, FLOOR_LEAST, FLOOR_UNKNOWN = 0.05, 0.005, 20, 0.95
 EACH_TEMPLATE, EACH_SWAP = 40, 900
-TEMPLATE_WEIGHT, SWAP_WEIGHT = 0.4, 0.3
+TEMPLATE_WEIGHT, SWAP_WEIGHT = 0.5, 0.4
 _PARAMETERS = {
     "objective": "binary", "num_leaves": 15, "learning_rate": 0.1, "min_data_in_leaf": 40, "feature_fraction": 0.6,
     "bagging_fraction": 0.8, "bagging_freq": 1, "lambda_l2": 5.0, "use_missing": False, "max_bin": 255,
     "deterministic": True, "force_row_wise": True, "num_threads": 1, "verbosity": -1,
 }  # fmt: skip
-TREES = 200
+TREES = 300
 SWAPPED = ("gptcache_qqp", "mrpc", "sick", "disfl_qa")  # whose texts are changed
 
 

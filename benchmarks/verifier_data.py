@@ -100,7 +100,7 @@ def strangers(pairs: Sequence[Labelled], vectors: "Vectors", *, seed: int) -> li
         asked = draw.sample(texts, min(count, len(texts)))
         near = vectors.strangers(asked, texts, each=6)
         found += [
-            Labelled(text, other, 0, "strangers", part, 0.3)
+            Labelled(text, other, 0, "strangers", part, 0.1)
             for text, others in zip(asked, near, strict=True)
             for other in others
             if group[text] != group[other]
