@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ConfigError
-from service.caching.features import NAMES, Prepared, features, shared_tenths
+from service.caching.features import NAMES, Prepared, numbers_of, shared_tenths
 
 LEAVES = 16  # of a tree at most: the bits of a mask
 _FORMAT = 1
@@ -72,7 +72,7 @@ class Verifier:
             and cosine >= self._trees.floors[shared_tenths(asked, one)]
         ]
         if near:
-            rows = np.array([features(asked, stored[place], cosines[place]) for place in near], np.float64)
+            rows = np.array([numbers_of(asked, stored[place], cosines[place]) for place in near], np.float64)
             for place, p in zip(near, self.judge(rows).tolist(), strict=True):
                 found[place] = p
         return found
