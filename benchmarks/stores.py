@@ -1,6 +1,7 @@
 """Every store at several sizes: lookups, writes, memory, and whether the nearest vector is the one that is found.
 
     python -m benchmarks.stores [--stores lmdb faiss ...] [--sizes 1000 10000 100000] [--seconds 2] [--json FILE]
+    python -m benchmarks.stores --stores faiss --sizes 1000000 --limit 3600 --json FILE
 
 Servers are started from the packages that `make test` installs, one for each
 measurement, on loopback, keeping nothing. Each measurement has a process of
@@ -125,7 +126,7 @@ def main() -> int:
         ef=arguments.ef,
         directory=None if arguments.directory is None else str(arguments.directory),
     )
-    found: list[Figures] = []
+    found = _earlier(arguments.json)
     for name in arguments.stores:
         case = CASES[name]
         if case.server is not None and missing(case.server):
@@ -141,12 +142,20 @@ def main() -> int:
                 except TimeoutError:
                     _say(f"{name} {size:,}: not done within {options.limit:.0f} s")
                     break
-            found.append(figures)
+            found[name, size] = figures
             if arguments.json is not None:  # what there is, also where the rest is interrupted
                 arguments.json.parent.mkdir(parents=True, exist_ok=True)
-                arguments.json.write_text(json.dumps(msgspec.to_builtins(found), indent=2) + "\n")
-    _print(found)
+                arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(list(found.values()))) + b"\n")
+    _print([found[key] for key in sorted(found, key=lambda key: (list(CASES).index(key[0]), key[1]))])
     return 0
+
+
+def _earlier(file: Path | None) -> dict[tuple[str, int], Figures]:
+    """What the file has by store and size; a measurement that is repeated takes the place of the earlier one."""
+    if file is None or not file.exists():
+        return {}
+    rows = msgspec.json.decode(file.read_bytes(), type=list[Figures])
+    return {(row.store, row.entries): row for row in rows if row.store in CASES}
 
 
 def _arguments() -> argparse.Namespace:
@@ -161,7 +170,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ef-construction", type=int, default=200, help="as cache.vector.ef_construction")
     parser.add_argument("--ef", type=int, default=128, help="as cache.vector.ef")
     parser.add_argument("--directory", type=Path, help="where embedded stores put their files; a temporary one")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--json", type=Path, help="write the figures here as well, beside those of earlier runs")
     return parser.parse_args()
 
 
