@@ -37,6 +37,7 @@ from backends import registry
 from backends.exact.base import ExactStore
 from backends.redis_address import RedisAddress
 from backends.vector.base import Vector, VectorStore
+from models.errors import BackendError
 from tests.support.servers import Server
 from tests.support.stores import SERVERS, grpc_port, missing
 
@@ -141,6 +142,9 @@ def main() -> int:
                     figures = process.submit(measure, name, size, options).result()
                 except TimeoutError:
                     _say(f"{name} {size:,}: not done within {options.limit:.0f} s")
+                    break
+                except BackendError as error:
+                    _say(f"{name} {size:,}: {error}")
                     break
             found[name, size] = figures
             if arguments.json is not None:  # what there is, also where the rest is interrupted
