@@ -61,7 +61,7 @@ def clear(settings: Settings, selection: Selection, *, yes: bool, as_json: bool)
         return sum((await contents.counted(stores, selection)).values())
 
     async def work(stores: Stores, _: Embedder | None) -> int:
-        return await contents.cleared(stores, selection)
+        return await contents.cleared(stores, selection, progress=_told(lambda gone: f"{gone:,} entries cleared"))
 
     if not yes:
         if not sys.stdin.isatty():
@@ -86,7 +86,7 @@ def export(settings: Settings, selection: Selection, file: Path, *, resume: bool
         )
         if file == _STANDARD:
             return await contents.exported(
-                stores, selection, sys.stdout.buffer, header=header, progress=_told("written")
+                stores, selection, sys.stdout.buffer, header=header, progress=_told(_moved_so_far("written"))
             )
         with _begun(file, resume=resume) as out:
             begun = None
@@ -98,7 +98,7 @@ def export(settings: Settings, selection: Selection, file: Path, *, resume: bool
                 out.seek(begun.length)
                 out.truncate()
             written = await contents.exported(
-                stores, selection, out, header=header, begun=begun, progress=_told("written")
+                stores, selection, out, header=header, begun=begun, progress=_told(_moved_so_far("written"))
             )
             os.fsync(out.fileno())
             return written
@@ -121,7 +121,7 @@ def import_(settings: Settings, file: Path, *, embed_anew: bool, as_json: bool) 
             await embedder.load()
         with sys.stdin.buffer if file == _STANDARD else file.open("rb") as source:
             return await contents.imported(
-                stores, source, embedder=embedder, embed_anew=embed_anew, progress=_told("read")
+                stores, source, embedder=embedder, embed_anew=embed_anew, progress=_told(_moved_so_far("read"))
             )
 
     read = _moved(file, lambda: _run(settings, work))
@@ -203,14 +203,22 @@ def _moved(file: Path, work: Callable[[], _T]) -> _T | None:
     return None
 
 
-def _told(what: str) -> Callable[[Written | Read], None]:
+def _moved_so_far(what: str) -> Callable[[Written | Read], str]:
+    def told(so_far: Written | Read) -> str:
+        before = f", {so_far.already:,} were there already" if so_far.already else ""
+        return f"{so_far.entries:,} entries and {so_far.questions:,} questions {what}{before}"
+
+    return told
+
+
+def _told(in_words: Callable[[_T], str]) -> Callable[[_T], None]:
     """Every two seconds."""
     told_at = time.monotonic()
 
-    def tell(so_far: Written | Read) -> None:
+    def tell(so_far: _T) -> None:
         nonlocal told_at
         if time.monotonic() > told_at + _TOLD_EVERY:
             told_at = time.monotonic()
-            print(f"{so_far.entries:,} entries and {so_far.questions:,} questions {what}", file=sys.stderr, flush=True)
+            print(in_words(so_far), file=sys.stderr, flush=True)
 
     return tell

@@ -41,6 +41,11 @@ class Selection(msgspec.Struct, frozen=True):
         return self.key_id is None or rest.partition("/")[0] == f"key:{self.key_id}"
 
     @property
+    def names_something(self) -> bool:
+        """Neither an endpoint nor a key has a slash in its name; a prefix that had would be taken for a part of one."""
+        return "/" not in f"{self.endpoint or ''}{self.key_id or ''}"
+
+    @property
     def prefix(self) -> str:
         """What a walk may begin with: a namespace it all lies in."""
         if self.endpoint is None:
@@ -74,10 +79,16 @@ async def counted(stores: Stores, selection: Selection) -> Mapping[str, int]:
     return counts
 
 
-async def cleared(stores: Stores, selection: Selection) -> int:
-    """How many entries went, from the exact store. The vectors that led to them go too."""
+def _nobody_is_told(_: int) -> None: ...
+
+
+async def cleared(stores: Stores, selection: Selection, *, progress: Callable[[int], None] = _nobody_is_told) -> int:
+    """How many entries went, from the exact store. The vectors that led to them go too. `progress` is told of the
+    entries gone so far."""
+    if not selection.names_something:
+        return 0
     if selection.written_before is not None:
-        return await _cleared_by_age(stores, selection)
+        return await _cleared_by_age(stores, selection, progress)
     if selection.endpoint is not None or selection.key_id is None:
         prefixes = [selection.prefix]
     else:
@@ -87,18 +98,21 @@ async def cleared(stores: Stores, selection: Selection) -> int:
         count += await stores.exact.clear(prefix)
         if stores.vectors is not None:
             await stores.vectors.clear(prefix)
+        progress(count)
     return count
 
 
-async def _cleared_by_age(stores: Stores, selection: Selection) -> int:
+async def _cleared_by_age(stores: Stores, selection: Selection, progress: Callable[[int], None]) -> int:
     gone = set()
     async for namespace, key, _ in _entries(stores, selection):
         if await stores.exact.delete(namespace, key):
             gone.add(_mark(namespace, key))
+            progress(len(gone))
     if stores.vectors is not None and gone:
         async for stored in stores.vectors.entries(selection.prefix):
             if _mark(_home(stored.namespace), stored.entry_id) in gone:
                 await stores.vectors.delete(stored.namespace, stored.entry_id)
+                progress(len(gone))
     return len(gone)
 
 

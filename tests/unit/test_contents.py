@@ -14,7 +14,7 @@ from backends.embedding.base import Role
 from backends.exact.memory import MemoryStore
 from backends.vector.flat import FlatStore
 from models.errors import StoreFull
-from service.contents import Header, Read, Selection, Stores, exported, imported
+from service.contents import Header, Read, Selection, Stores, cleared, exported, imported
 from service.pipeline.exact_tier import decoded
 
 NOW = 1_000_000.0
@@ -163,3 +163,22 @@ async def test_an_export_of_old_entries_has_the_questions_that_lead_to_them_and_
 
     assert (written.entries, written.questions) == (1, 1)
     assert [json.loads(line)["entry"] for line in out.getvalue().splitlines()[2:]] == ["old"]
+
+
+@pytest.mark.parametrize("selection", [Selection(endpoint="default/everyone"), Selection(key_id="a/b")])
+async def test_what_is_no_name_clears_nothing(selection: Selection) -> None:
+    there = stores()
+    await read(there, ENTRY, ENTRY | {"namespace": "default/key:a/b"})
+
+    assert await cleared(there, selection) == 0
+    assert len(await there.exact.sizes()) == 2
+
+
+@pytest.mark.parametrize("selection", [Selection(), Selection(written_before=NOW)])
+async def test_who_clears_hears_how_far_it_is(selection: Selection) -> None:
+    there, told = stores(), list[int]()
+    await read(there, ENTRY, ENTRY | {"key": "other"})
+
+    gone = await cleared(there, selection, progress=told.append)
+
+    assert told[-1] == gone == 2
