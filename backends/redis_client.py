@@ -1,7 +1,8 @@
 """Connections to Redis and Valkey: one server, a master that sentinels know, or a cluster."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,6 +37,7 @@ from models.errors import BackendError, ConfigError, StoreFull
 # A backstop, seconds: the deadline of a lookup is its caller's, and far shorter.
 _CONNECT_TIMEOUT = 2.0
 _SOCKET_TIMEOUT = 5.0
+_SCAN_PAGE = 1_000  # keys a step looks at
 
 Client = Redis | RedisCluster
 
@@ -70,6 +72,33 @@ def backend_errors() -> Iterator[None]:
         raise BackendError(_in_words(error)) from error
     except OSError as error:  # of a socket or of a certificate's file, where redis lets one through
         raise BackendError(f"no connection to Redis: {error.strerror or type(error).__name__}") from error
+
+
+async def keys(client: Client, pattern: bytes) -> AsyncIterator[list[bytes]]:
+    """The keys of the database, or of the cluster, that match the pattern, each once, a page at a time. `literal` makes
+    a text a pattern. Raises what redis raises."""
+    nodes: list[dict[str, Any]] = [{}]
+    if isinstance(client, RedisCluster):
+        await client.initialize()
+        nodes = [{"target_nodes": node} for node in client.get_primaries()]
+    seen: set[int] = set()  # a server that makes its table smaller meanwhile tells some twice
+    for node in nodes:
+        cursor: Any = 0
+        while True:
+            cursor, page = await client.execute_command("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_PAGE, **node)
+            if isinstance(cursor, dict):  # a cluster's, by node
+                (cursor,) = cursor.values()
+            fresh = [key for key in page if hash(key) not in seen]
+            seen.update(map(hash, fresh))
+            if fresh:
+                yield fresh
+            if not int(cursor):
+                break
+
+
+def literal(text: bytes) -> bytes:
+    """As a pattern of keys."""
+    return re.sub(rb"([\\*?\[\]^-])", rb"\\\1", text)
 
 
 async def shared_secret(address: RedisAddress, name: str, make: Callable[[], bytes]) -> bytes:

@@ -318,6 +318,74 @@ async def test_a_cluster_keeps_each_namespace_on_one_node(tmp_path: Path) -> Non
             assert (await store.count(), await store.clear("n/7"), await store.count()) == (199, 10, 189)
 
 
+@pytest.mark.parametrize("part", ["set", "entries", "times"])
+async def test_a_namespace_of_which_a_part_was_evicted_begins_anew(
+    part: str, store_server: Callable[[str], Server]
+) -> None:
+    address = at(store_server("redis-alone").port)
+    async with opened(address) as store, talking(address) as client:
+        await fill(store, 100)
+        (key,) = [key async for key in client.scan_iter(match=f"{address.prefix}:*:{part}", count=1_000)]
+        await client.delete(key)
+
+        await store.upsert(HERE, "new", ROWS[150], b"", ttl=60)
+
+        assert await ids(store, ROWS[0], limit=1) == ["new"]  # nothing that is gone takes its place
+        assert await store.count() == 1
+        assert await store.clear(HERE) == 1
+        assert [key async for key in client.scan_iter(match=f"{address.prefix}:*", count=1_000)] == []
+
+
+@pytest.mark.parametrize("part", ["entries", "times"])
+async def test_a_search_frees_what_eviction_left_of_a_namespace(
+    part: str, store_server: Callable[[str], Server]
+) -> None:
+    address = at(store_server("redis-alone").port)
+    async with opened(address) as store, talking(address) as client:
+        await fill(store, 100)
+        (key,) = [key async for key in client.scan_iter(match=f"{address.prefix}:*:{part}", count=1_000)]
+        await client.delete(key)
+
+        assert await ids(store, ROWS[0]) == []
+
+        assert [key async for key in client.scan_iter(match=f"{address.prefix}:*", count=1_000)] == []
+        assert await store.count() == 0
+
+
+async def test_everything_that_is_found_in_vector_sets_can_be_cleared(store_server: Callable[[str], Server]) -> None:
+    address = at(store_server("redis-alone").port)
+    async with opened(address) as store, talking(address) as client:
+        await fill(store, 5)
+        parts = {key.rpartition(b":")[2] async for key in client.scan_iter(match=f"{address.prefix}:*", count=1_000)}
+
+        assert parts == {b"set", b"entries", b"times"}  # no list of names beside them, which could be evicted alone
+        assert await store.clear("support") == 5
+        assert [key async for key in client.scan_iter(match=f"{address.prefix}:*", count=1_000)] == []
+
+
+async def test_deleting_the_last_entry_leaves_nothing_of_a_vector_set(store_server: Callable[[str], Server]) -> None:
+    address = at(store_server("redis-alone").port)
+    async with opened(address) as store, talking(address) as client:
+        await store.upsert(HERE, "a", ROWS[0], b"", ttl=None)
+
+        await store.delete(HERE, "a")
+
+        assert [key async for key in client.scan_iter(match=f"{address.prefix}:*", count=1_000)] == []
+
+
+async def test_a_vector_set_takes_entries_after_m_was_changed(store_server: Callable[[str], Server]) -> None:
+    address = at(store_server("redis-alone").port)
+    async with opened(address, m=16) as store:
+        await fill(store, 3)
+
+    async with opened(address, m=32) as store:
+        await store.upsert(HERE, "after", ROWS[9], b"", ttl=60)
+        await store.upsert("elsewhere", "new", ROWS[9], b"", ttl=60)
+
+        assert await ids(store, ROWS[9], limit=1) == ["after"]
+        assert await store.count() == 5
+
+
 async def test_another_server_at_the_same_place_is_found_out_about(tmp_path: Path) -> None:
     port = free_port()
     async with opened(at(port)) as store:
