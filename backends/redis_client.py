@@ -5,7 +5,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import parse_url
@@ -37,6 +37,8 @@ from models.errors import BackendError, ConfigError, StoreFull
 # A backstop, seconds: the deadline of a lookup is its caller's, and far shorter.
 _CONNECT_TIMEOUT = 2.0
 _SOCKET_TIMEOUT = 5.0
+_URL_TAKES = ("db", "password", "username")
+_URL_OF_TLS_TAKES = ("ssl_cert_reqs", "ssl_check_hostname")
 _SCAN_PAGE = 1_000  # keys a step looks at
 
 Client = Redis | RedisCluster
@@ -166,7 +168,13 @@ def _options(address: RedisAddress) -> dict[str, Any]:
             "redis.url: must be redis://host:port, rediss://host:port or unix:///path; "
             "special characters of a password are written as %XX"
         ) from error
-    path = urlsplit(address.url).path.strip("/")
+    url = urlsplit(address.url)
+    takes = {*_URL_TAKES, *(_URL_OF_TLS_TAKES if url.scheme == "rediss" else ())}
+    if not {name for name, _ in parse_qsl(url.query, keep_blank_values=True)} <= takes:
+        raise ConfigError(
+            f"redis.url: after a question mark, {url.scheme}:// takes {', '.join(sorted(takes))} and nothing else"
+        )
+    path = url.path.strip("/")
     if options.get("connection_class") is not UnixDomainSocketConnection and path and not path.isdecimal():
         raise ConfigError("redis.url: what follows the port must be the number of a database")
     options |= {
