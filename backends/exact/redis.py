@@ -126,8 +126,7 @@ class RedisStore:
         """Safe to repeat."""
         if not self._closed:
             self._closed = True
-            await self._reads.over()
-            await self._writes.over()
+            await asyncio.gather(self._reads.over(), self._writes.over())
             with backend_errors():
                 await self._client.aclose()
 

@@ -1,5 +1,6 @@
 """Commands of many tasks to one Redis, several in a round trip."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -83,6 +84,5 @@ class Commands:
         return int(self._client.connection_pool.connection_kwargs.get("db") or 0)
 
     async def close(self) -> None:
-        await self._reads.over()
-        await self._writes.over()
+        await asyncio.gather(self._reads.over(), self._writes.over())
         await self._client.aclose()

@@ -337,6 +337,24 @@ async def test_a_server_that_hangs_costs_the_callers_deadline_and_answers_right_
         assert found == [str(number).encode() for number in reversed(range(100))]
 
 
+async def test_a_store_that_waits_for_a_hanging_server_closes_within_the_time_of_one_answer(tmp_path: Path) -> None:
+    with redis_alone(tmp_path / "redis") as server:
+        store = RedisStore(address=at(server))
+        await store.put(HERE, "before", b"value", ttl=60)
+        server.signal(signal.SIGSTOP)
+        writing = [asyncio.create_task(store.put(HERE, str(number), b"value", ttl=60)) for number in range(2_000)]
+        await asyncio.sleep(0)
+
+        began = time.monotonic()
+        await store.close()
+        took = time.monotonic() - began
+
+        server.signal(signal.SIGCONT)
+        written = await asyncio.gather(*writing, return_exceptions=True)
+        assert {type(answer) for answer in written} == {BackendError}
+        assert took < 8
+
+
 async def test_writes_underway_outlive_lookups_that_are_given_up(tmp_path: Path) -> None:
     with redis_alone(tmp_path / "redis") as server:
         async with opened(at(server)) as store:
