@@ -44,6 +44,7 @@ def stats(settings: Settings, selection: Selection, *, as_json: bool) -> int:
         return found
 
     found = _run(settings, work)
+    _doubt(settings, selection, found["exact"]["entries"])
     if as_json:
         print(json.dumps(found))
         return 0
@@ -72,6 +73,7 @@ def clear(settings: Settings, selection: Selection, *, yes: bool, as_json: bool)
             print("Nothing was cleared.", file=sys.stderr)
             return 1
     cleared = _run(settings, work)
+    _doubt(settings, selection, cleared)
     print(json.dumps({"entries": cleared}) if as_json else f"{cleared:,} entries cleared")
     return 0
 
@@ -106,6 +108,7 @@ def export(settings: Settings, selection: Selection, file: Path, *, resume: bool
     written = _moved(file, lambda: _run(settings, work))
     if written is None:
         return 1
+    _doubt(settings, selection, written.entries + written.already)
     if as_json and file != _STANDARD:
         print(json.dumps(msgspec.to_builtins(written)))
     else:
@@ -143,6 +146,13 @@ def import_(settings: Settings, file: Path, *, embed_anew: bool, as_json: bool) 
     for problem in read.problems:
         print(f"keepgate: {problem}", file=sys.stderr)
     return 1 if read.bad else 0
+
+
+def _doubt(settings: Settings, selection: Selection, found: int) -> None:
+    """An endpoint that is gone may have left entries; one that has none is a slip of the pen."""
+    known = sorted(endpoint.name for endpoint in settings.endpoints)
+    if not found and selection.endpoint is not None and selection.endpoint not in known:
+        print(f"keepgate: no endpoint is named {selection.endpoint!r}; known: {', '.join(known)}", file=sys.stderr)
 
 
 def _run(settings: Settings, work: Callable[[Stores, Embedder | None], Coroutine[Any, Any, _T]]) -> _T:

@@ -259,3 +259,12 @@ def test_a_store_inside_the_gateway_is_out_of_reach_and_says_so(tmp_path: Path, 
     done = keepgate("stats", "--config", str(config), fails=True)
 
     assert "cache.exact.store: memory is inside the gateway's own process" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("stats",), ("clear", "--yes"), ("export", "-")])
+def test_an_endpoint_that_nobody_knows_is_named(tmp_path: Path, mock: Mock, command: tuple[str, ...]) -> None:
+    config = home(tmp_path / "one", mock, {"cache": {}})
+
+    done = keepgate(*command, "--config", str(config), "--endpoint", "defualt")
+
+    assert "keepgate: no endpoint is named 'defualt'; known: default, other" in done.stderr
