@@ -111,19 +111,23 @@ class SearchIndex:
         await self._commands.write("UNLINK", self._key(namespace, entry_id))
 
     async def clear(self, prefix: str) -> int:
-        count = 0
+        count = met = 0
+        most: int | None = None
         last: list[bytes] = []
-        while True:
+        while most is None or met < most:
             now = self._clock()
             query = (_below(prefix), "RETURN", 1, "expires", "LIMIT", 0, _PAGE, "TIMEOUT", 0)
-            _, *found = await self._with_index(lambda query=query: self._command("FT.SEARCH", *query))  # type: ignore[misc]
+            total, *found = await self._with_index(lambda query=query: self._command("FT.SEARCH", *query))  # type: ignore[misc]
+            # The oldest come first; who waits for the last of those that others go on writing would wait for ever.
+            most = most or 2 * int(total)
             keys = found[::2]
             if not keys or keys == last:  # the same again: they expired, and the server has not noticed
-                return count
+                break
             removed = await self._commands.page([("UNLINK", key) for key in keys])
             for fields, gone in zip(found[1::2], removed, strict=True):
                 count += bool(gone and fields and float(fields[1]) > now)
-            last = keys
+            last, met = keys, met + len(keys)
+        return count
 
     async def entries(self, prefix: str) -> AsyncIterator[StoredVector]:
         """Walks over all keys of the database: a cursor of the query engine loses some where others write."""

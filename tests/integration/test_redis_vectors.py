@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from redis import Redis
 
 from backends.redis_address import RedisAddress
 from backends.redis_client import connect
@@ -316,6 +317,33 @@ async def test_a_cluster_keeps_each_namespace_on_one_node(tmp_path: Path) -> Non
             assert [neighbors[0].entry_id for neighbors in found[:19]] == [str(i) for i in range(1, 20)]
             assert len([entry async for entry in store.entries("n/7")]) == 10
             assert (await store.count(), await store.clear("n/7"), await store.count()) == (199, 10, 189)
+
+
+async def test_clear_ends_while_others_write_as_fast_as_it_removes(store_server: Callable[[str], Server]) -> None:
+    address = at(store_server("redis").port)
+    looks = 0
+
+    def clock_of_a_writer() -> float:
+        """Whoever looks at it finds 200 entries more."""
+        nonlocal looks
+        looks += 1
+        pipeline = writer.pipeline()
+        for number in range(200 if looks < 50 else 0):
+            pipeline.hset(f"{key.rpartition(':')[0]}:{looks}-{number}", mapping=fields)
+        pipeline.execute()
+        return time.time()
+
+    async with opened(address) as store, talking(address) as client:
+        await fill(store, 200)
+        before = [key.decode() async for key in client.scan_iter(match=f"{address.prefix}:*", count=1_000)]
+        key = before[0]
+        with Redis(port=store_server("redis").port) as writer:
+            fields = writer.hgetall(key)
+            async with opened(address, clock=clock_of_a_writer) as other:
+                gone = await other.clear(HERE)
+
+        assert 200 <= gone <= 1_000
+        assert await client.exists(*before) == 0
 
 
 @pytest.mark.parametrize("part", ["set", "entries", "times"])
