@@ -242,47 +242,49 @@ async def _measured_vectors(name: str, size: int, options: Options, directory: P
     queries, nearest = _queries(size)
     rows = _Rows()
     store = opened()
-    await store.load()
-    before = _memory(server)
-
-    async def write(number: int) -> None:
-        await store.upsert(NAMESPACE, str(number), rows[number], _bytes(number, QUESTION), ttl=TTL)
-
-    filled = await _fill(name, size, write)
-    began = time.perf_counter()
-    await _indexed(store, server)
-    indexed = time.perf_counter() - began
-
-    _say(f"{name} {size:,}: recall")
-    paraphrases = 0
-    for query, similarity in zip(queries, nearest, strict=True):
-        found = await store.nearest(NAMESPACE, query, limit=1)
-        paraphrases += bool(found and found[0].similarity > similarity - 1e-3)
-    picked = [int(number) for number in np.random.default_rng(4).integers(size, size=QUERIES)]
-    selves = 0
-    for number in picked:
-        found = await store.nearest(NAMESPACE, rows[number], limit=1)
-        selves += bool(found and found[0].entry_id == str(number))
-
-    async def look_up(number: int) -> None:
-        assert await store.nearest(NAMESPACE, queries[number % QUERIES], limit=4)
-
-    lookups = await _timed(f"{name} {size:,} lookups", look_up, options.seconds)
-    after = _memory(server)
-    ready = None
-    if name == "faiss":
-        await store.close()
-        began = time.perf_counter()
-        store = opened()
+    try:
         await store.load()
-        assert await store.nearest(NAMESPACE, queries[0], limit=4)
-        ready = time.perf_counter() - began
-    writes = await _timed(f"{name} {size:,} writes", lambda number: write(size + number), options.seconds)
-    await store.close()
-    return Figures(
-        *(name, size, lookups, writes, filled, indexed, *_grown(before, after), ready),
-        *(paraphrases / QUERIES, selves / QUERIES, os.getloadavg()[0]),
-    )
+        before = _memory(server)
+
+        async def write(number: int) -> None:
+            await store.upsert(NAMESPACE, str(number), rows[number], _bytes(number, QUESTION), ttl=TTL)
+
+        filled = await _fill(name, size, write)
+        began = time.perf_counter()
+        await _indexed(store, server)
+        indexed = time.perf_counter() - began
+
+        _say(f"{name} {size:,}: recall")
+        paraphrases = 0
+        for query, similarity in zip(queries, nearest, strict=True):
+            found = await store.nearest(NAMESPACE, query, limit=1)
+            paraphrases += bool(found and found[0].similarity > similarity - 1e-3)
+        picked = [int(number) for number in np.random.default_rng(4).integers(size, size=QUERIES)]
+        selves = 0
+        for number in picked:
+            found = await store.nearest(NAMESPACE, rows[number], limit=1)
+            selves += bool(found and found[0].entry_id == str(number))
+
+        async def look_up(number: int) -> None:
+            assert await store.nearest(NAMESPACE, queries[number % QUERIES], limit=4)
+
+        lookups = await _timed(f"{name} {size:,} lookups", look_up, options.seconds)
+        after = _memory(server)
+        ready = None
+        if name == "faiss":
+            await store.close()
+            began = time.perf_counter()
+            store = opened()
+            await store.load()
+            assert await store.nearest(NAMESPACE, queries[0], limit=4)
+            ready = time.perf_counter() - began
+        writes = await _timed(f"{name} {size:,} writes", lambda number: write(size + number), options.seconds)
+        return Figures(
+            *(name, size, lookups, writes, filled, indexed, *_grown(before, after), ready),
+            *(paraphrases / QUERIES, selves / QUERIES, os.getloadavg()[0]),
+        )
+    finally:  # also where time is up: FAISS then leaves the index it is at
+        await store.close()
 
 
 def _exact_options(name: str, directory: Path, server: Server | None) -> dict[str, Any]:
