@@ -170,7 +170,7 @@ class RedisStore:
                 page = await anext(pages, None)
             if page is None:
                 return
-            if names := [name for name in page if name.startswith(ends) and 0 in name]:
+            if names := [name for name in page if name.startswith(ends) and _is_ours(name)]:
                 yield names
 
     def _name(self, namespace: str, key: str) -> bytes:
@@ -180,6 +180,14 @@ class RedisStore:
         space, _, key = name[len(self._base) :].partition(b"\x00")
         space = space.replace(b"\x01\x01", b"\x00").replace(b"\x01\x02", b"\x01")
         return space.decode(_ENCODING, _SURROGATES), key.decode(_ENCODING, _SURROGATES)
+
+
+def _is_ours(name: bytes) -> bool:
+    """Others may write below the prefix, too."""
+    try:
+        return 0 in name and bool(name.decode(_ENCODING, _SURROGATES))
+    except UnicodeDecodeError:
+        return False
 
 
 def _expires_at(kept: bytes) -> float:

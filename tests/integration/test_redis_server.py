@@ -452,6 +452,20 @@ async def test_what_others_keep_on_the_server_is_left_alone(store_server: Callab
         assert await theirs.get(HERE, "key") == b"theirs"
 
 
+async def test_what_another_program_writes_below_the_prefix_is_passed_over(
+    store_server: Callable[[str], Server],
+) -> None:
+    address = at(store_server("redis-alone"))
+    async with opened(address) as store, talking(address) as client:
+        await store.put(HERE, "key", b"value", ttl=60)
+        for name in (b"\xff\xfe\x00key", b"no zero byte"):
+            await client.set(address.prefix.encode() + b":exact:" + name, b"\x7f\xf0" + bytes(6) + b"theirs")
+
+        assert await store.sizes() == {HERE: 1}
+        assert [entry.key async for entry in store.entries("")] == ["key"]
+        assert await store.clear("") == 1
+
+
 async def test_a_secret_is_the_same_for_all_who_share_a_server(store_server: Callable[[str], Server]) -> None:
     address = at(store_server("redis-alone"))
 
