@@ -76,7 +76,7 @@ local set, frames, times = KEYS[1], KEYS[2], KEYS[3]
 local vector, limit, effort, now, exact = unpack(ARGV)
 local size = redis.call('VCARD', set)
 if redis.call('EXISTS', set, frames, times) < 3 then
-  redis.call('UNLINK', set, frames, times)
+  redis.pcall('UNLINK', set, frames, times)
   return {}
 end
 -- More than there are would have the server ask for memory for all of them.

@@ -19,7 +19,7 @@ from backends.redis_address import RedisAddress
 from backends.redis_client import connect
 from backends.vector.base import Vector
 from backends.vector.redis import RedisVectorStore
-from backends.vector.redis_names import space
+from backends.vector.redis_names import short, space
 from models.errors import BackendError, StoreFull
 from tests.support.clock import ManualClock
 from tests.support.servers import Server, free_port
@@ -378,6 +378,20 @@ async def test_a_search_frees_what_eviction_left_of_a_namespace(
 
         assert [key async for key in client.scan_iter(match=f"{address.prefix}:*", count=1_000)] == []
         assert await store.count() == 0
+
+
+@pytest.mark.parametrize("part", ["entries", "times"])
+async def test_a_server_that_takes_no_writes_finds_nothing_in_what_eviction_left(part: str, tmp_path: Path) -> None:
+    with redis_alone(tmp_path) as server:
+        address = at(server.port)
+        async with opened(address) as store, talking(address) as client:
+            await fill(store, 3)
+            await store.upsert("whole", "a", ROWS[0], b"", ttl=60)
+            await client.delete(f"{address.prefix}:s:{space('test@1', DIMENSIONS)}:{{{short(HERE)}}}:{part}")
+            await client.execute_command("REPLICAOF", "127.0.0.1", free_port())
+
+            assert await ids(store, ROWS[0]) == []
+            assert len(await store.nearest("whole", ROWS[0], limit=1)) == 1
 
 
 async def test_everything_that_is_found_in_vector_sets_can_be_cleared(store_server: Callable[[str], Server]) -> None:
