@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from statistics import mean, quantiles
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -461,6 +461,47 @@ async def test_a_detector_that_cannot_look_stops_the_stream() -> None:
     out = await streamed(opened, [*letters("one two"), END])
 
     assert said(out) == "one two"
+    assert not opened.keepable
+    assert opened.tally.failed
+
+
+def raises_its_own() -> Any:
+    class TheirsError(Exception):
+        pass
+
+    raise TheirsError
+
+
+@pytest.mark.parametrize("kinds", [None, frozenset({"odd"})])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(lambda: None, dict, lambda: iter(()), lambda: "none", lambda: [1], raises_its_own),
+        lambda: [Finding(0, "odd", 0, 99)],
+        lambda: [Finding(0, "other", 0, 99)],
+        lambda: [Finding(0, "odd", cast("int", 0.5), 2)],
+    ],
+)
+async def test_a_detector_that_answers_nonsense_in_the_middle_stops_the_stream(
+    answer: Callable[[], Any], kinds: frozenset[str] | None
+) -> None:
+    class Odd(Pattern):
+        async def detect(self, segments: Sequence[Segment]) -> Sequence[Finding]:
+            found: Sequence[Finding] = answer() if "four" in segments[0].text else []
+            return found
+
+    def screening(fail: str) -> StreamScreen:
+        detector = Odd("odd", "x")
+        detector.kinds = frozenset()
+        return StreamScreen([rule(detector, kinds=kinds, fail=fail)])
+
+    closed, opened = screening("closed"), screening("open")
+    out = [c.fields for one in letters("one two three ") for c in [c async for c in closed.feed(one)]]
+
+    assert said(out) == "one two three "
+    with pytest.raises(GuardrailUnavailable):
+        await streamed(closed, [*letters("four "), END])
+    assert said(await streamed(opened, [*letters("one two three four "), END])) == "one two three four "
     assert not opened.keepable
     assert opened.tally.failed
 
