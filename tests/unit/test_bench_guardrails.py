@@ -179,6 +179,11 @@ def test_nothing_to_measure_is_an_error_that_names_the_format(tmp_path: Path, na
         read(tmp_path)
 
 
+def test_a_folder_that_is_not_there_is_told_as_that(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="elsewhere: there is no such file or folder"):
+        read(tmp_path / "elsewhere")
+
+
 def test_kinds_have_other_names_in_other_places(tmp_path: Path) -> None:
     folder = written(tmp_path, {"text": "a b", "spans": [["MOBILE", 0, 1], ["EMAIL_ADDRESS", 2, 3]]})
 
@@ -220,6 +225,22 @@ def test_texts_a_detector_could_not_look_at_are_told(tmp_path: Path) -> None:
     assert one["positive"]["texts"] == 0
     assert "could not look: 2 texts (words: the dictionary is closed)" in table(result)
     assert result["speed"] == {"words": None}
+
+
+def test_a_kilobyte_is_timed_in_texts_of_four_however_little_there_is(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    class Reader(Words):
+        async def detect(self, segments: Sequence[Segment]) -> Sequence[Finding]:
+            seen.extend(segment.text for segment in segments)
+            return ()
+
+    folder = written(tmp_path, {"text": "ada", "label": 0}, {"text": "eve", "label": 0})
+
+    run(read(folder), [Reader(person="ada")])
+
+    repeated = [text for text in seen if set(text) == set("ada\neve")]
+    assert {len(text) for text in repeated} == {4096}
 
 
 def test_worst_inputs_are_of_the_length_asked_for_and_the_same_each_time() -> None:
