@@ -433,7 +433,8 @@ def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
         told = scan.stderr.read()
 
     assert began == b'{"endpoint'
-    assert told == b""
+    assert b"Traceback" not in told  # on a slow machine it has told how far it is
+    assert b"Broken pipe" not in told
     assert scan.returncode == 141
 
 
