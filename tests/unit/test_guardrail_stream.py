@@ -1,6 +1,7 @@
 """What a stream lets out, against what the rules make of the whole text."""
 
 import re
+import tracemalloc
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from statistics import mean, quantiles
@@ -840,3 +841,19 @@ async def test_a_text_is_read_a_few_times_at_most(text: str) -> None:
 
     assert said(out) == text
     assert detector.read < 12 * len(text)
+
+
+@pytest.mark.parametrize(("action", "text"), [("log", "one two three " * 900), ("redact", "MIIEpQIBAAKC" * 1000)])
+async def test_a_text_that_is_kept_takes_little_more_than_itself(action: str, text: str) -> None:
+    screening = StreamScreen([rule(email(), action)])
+    await anext(screening.feed(chunk({"content": " "})), None)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+
+    for at in range(0, len(text), 4):
+        async for _ in screening.feed(chunk({"content": text[at : at + 4]})):
+            pass
+
+    kept = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert kept < 4 * len(text)
