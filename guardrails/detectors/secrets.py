@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from guardrails import checksums_tokens
+from guardrails.escapes import opened
 from guardrails.expression import NotUnderstood
 from guardrails.gitleaks import SHIPPED, Allowed, Rule, compiled, load
 from guardrails.patterns import LONG, Match, Pattern, PatternSet
@@ -18,7 +19,7 @@ from models.finding import Finding, Segment
 BLOCK_CAP = 16 * 1024
 """No key is longer, in code points."""
 
-_VERSION = "2"  # changes when the same rules may find something else
+_VERSION = "3"  # changes when the same rules may find something else
 _CONTEXT = 256  # before a secret; where a match may begin earlier, a stream waits from its beginning
 _OPEN_CAP = 15 * 1024  # no manifest is longer, and nothing else a stream has to wait for: it can hold so much
 _LINE_CAP = 1000  # of what an allowlist for lines gets to see on either side
@@ -87,7 +88,7 @@ class SecretsDetector:
 
     def scan(self, segment: Segment) -> list[Finding]:
         """The same for one text, for those who are in a thread of their own."""
-        text = segment.text
+        text = opened(segment.text)
         found: list[Finding] = []
         done: dict[int, int] = {}  # for each rule with an extent, up to where the text is reported
         for match in self._patterns.scan(text):
@@ -113,6 +114,7 @@ class SecretsDetector:
 
     def _open_from(self, text: str) -> int:
         """From where on `text` may be part of a secret that is not whole yet; its length where nothing is open."""
+        text = opened(text)
         least = max(0, len(text) - _OPEN_CAP)
         start = least + self._unfinished.open_from(text[least:]) if self._unfinished is not None else len(text)
         return min(start, _open_manifest(text)) if self._manifests else start
@@ -127,7 +129,8 @@ class SecretsDetector:
         start, end = match.groups[0]
         whole = text[start:end]
         line = _line(text, match) if any(allowed.target == "line" for allowed in rule.allowed) else ""
-        return any(allowed.covers(secret=secret, match=whole, line=line) for allowed in rule.allowed)
+        name = text[start : match.start]
+        return any(allowed.covers(secret=secret, match=whole, line=line, name=name) for allowed in rule.allowed)
 
 
 @lru_cache(maxsize=4)
