@@ -29,7 +29,7 @@ PLAIN = frozenset(
     {
         *("role", "type", "id", "object", "model", "status", "dialect", "phase", "ttl", "scope"),
         *("tool_call_id", "call_id", "item_id", "tool_use_id", "tool_id", "file_id", "container_id", "response_id"),
-        *("container", "conversation", "previous_response_id", "previous_message_id", "prompt_cache_key"),
+        *("container", "conversation", "previous_response_id", "previous_message_id"),
         *("prompt_cache_retention", "vector_store_ids", "approval_request_id", "call_ids"),
         *("finish_reason", "native_finish_reason", "stop_reason", "system_fingerprint", "service_tier", "effort"),
         *("reasoning_effort", "verbosity", "detail", "format", "encoding_format", "mode", "modalities", "voice"),
@@ -103,6 +103,7 @@ _KNOWN = frozenset(
         *("audio", "transcript", "title", "context", "source", "input_audio", "stop", "stop_sequences"),
         *("stop_sequence", "stopSequences", "response_format", "json_schema", "generationConfig", "thinkingConfig"),
         *("functionCallingConfig", "grammar", "definition", "description", "user", "safety_identifier", "user_id"),
+        *("prompt_cache_key",),
         *("cache_control", "output_config", "output_format", "thinking", "summary", "context_management", "edits"),
         *(
             "stream_options",
@@ -164,7 +165,7 @@ def _fields() -> dict[str, _Field]:
     fields |= {name: (_Mode.FREE, _ROLE_OF_FIELD.get(name, "other"), "", False) for name in _FREE}
     fields |= dict.fromkeys(PLAIN, (wire, None, "plain", False))
     fields |= dict.fromkeys(OPAQUE, (wire, None, "opaque", False))
-    fields |= dict.fromkeys(("user", "safety_identifier"), (wire, "other", "", False))
+    fields |= dict.fromkeys(("user", "safety_identifier", "prompt_cache_key"), (wire, "other", "", False))
     fields |= dict.fromkeys(("input", "result", "response"), (wire, None, "", True))
     return fields | {"arguments": (wire, "tool_args", "json", False)}
 
