@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 
@@ -64,8 +65,8 @@ class Screens:
         self._metrics = metrics
         self._draw = draw
 
-    def choose(self, request: Request, context: Context) -> Choice:
-        """The rules that apply to this request."""
+    def choose(self, request: Request, context: Context, *, draw: float | None = None) -> Choice:
+        """The rules that apply to this request. `draw` is for their samples, and random unless it is given."""
         same = self._same.get(context.endpoint.name)
         if same is not None:
             return same
@@ -79,7 +80,13 @@ class Screens:
             key="" if key is None else key.name,
             headers={name.decode("latin-1"): value.decode("latin-1") for name, value in context.headers.items()},
         )
-        return chosen(policies, facts, self._draw(), placeholders=self._placeholders.revision)
+        return chosen(policies, facts, self._draw() if draw is None else draw, placeholders=self._placeholders.revision)
+
+    async def issued(self, request: Request, context: Context) -> dict[str, str]:
+        """The values behind what was masked in a request like it: by every rule, those for a sample too. Raises as
+        `request` does."""
+        screened = await self.request(request, context, self.choose(request, context, draw=0.0))
+        return screened.issued
 
     async def request(self, request: Request, context: Context, choice: Choice) -> ScreenedRequest:
         """Raises `ContentBlocked` or `GuardrailUnavailable`."""
@@ -123,6 +130,9 @@ class Screens:
         tree = view.rewritten(screened.texts, edits=screened.edits, resealed=screened.resealed)
         return msgspec.json.encode(tree), screened.keepable
 
+    def looks_at_answers(self, choice: Choice) -> bool:
+        return any(_looks_at_answers(rule) for rule in choice.rules)
+
     def stream(self, choice: Choice) -> "StreamedAnswer | None":
         """None where nothing of a streamed answer is looked at."""
         rules = [rule for rule in choice.rules if _looks_at_answers(rule)]
@@ -164,6 +174,27 @@ class StreamedAnswer:
 
     def closing(self) -> list[Chunk]:
         return self._screen.closing()
+
+    def whole(self, body: bytes) -> bytes:
+        """What the chunks add up to. Where a rule acted in reasoning whose details had begun to go, these say less than
+        the text, and are left out."""
+        if not self.tally.acted or b'"reasoning_details"' not in body:
+            return body
+        tree = msgspec.json.decode(body)
+        for choice in tree["choices"]:
+            message = choice.get("message", {})
+            if "reasoning_details" in message and _breaks_off(message):
+                del message["reasoning_details"]
+                if "layout" in message:
+                    message["layout"] = [run for run in message["layout"] if run[0] != "reasoning_details"]
+        return msgspec.json.encode(tree)
+
+
+def _breaks_off(message: dict[str, Any]) -> bool:
+    """Whether its details are only the beginning of what was thought."""
+    thought = message.get("reasoning_content") or message.get("reasoning") or ""
+    readable = "".join(detail.get("text") or detail.get("summary") or "" for detail in message["reasoning_details"])
+    return 0 < len(readable) < len(thought) and thought.startswith(readable)
 
 
 _OUTPUT_ONLY = frozenset({"output"})
