@@ -45,6 +45,7 @@ CLIENT = 'CLIENT-"Ada"'
 MASKED = re.compile(r"<EMAIL_[0-9a-f]{6,}>")
 WEATHER = Tool("weather", "The weather in a city.", PLACE)
 BLOCKED = "PROJ-1234"
+CACHED = {"cache-control": "only-if-cached"}
 
 # Where a secret may be in a request.
 PLACES = (
@@ -256,8 +257,7 @@ def test_a_secret_never_reaches_the_provider_wherever_it_is(
 def hit(
     wall: Wall, client: Dialect, body: Json, stream: bool, apart: Mapping[str, str], **more: Any
 ) -> httpx.Response | None:
-    cached = {**apart, "cache-control": "only-if-cached"}
-    answer = wall.post(client, body, stream=stream, headers=cached, **more)
+    answer = wall.post(client, body, stream=stream, headers={**apart, **CACHED}, **more)
     return answer if answer.status_code == 200 else None
 
 
@@ -532,11 +532,11 @@ def test_a_value_has_one_placeholder_in_all_turns(wall: Wall, client: Dialect) -
 
 
 def test_a_semantic_hit_never_crosses_two_masked_values(wall: Wall, apart: dict[str, str]) -> None:
-    def asked(text: str) -> httpx.Response:
-        return wall.ask("openai", text, endpoint="meaning", headers=apart)
+    def asked(text: str, **headers: str) -> httpx.Response:
+        return wall.ask("openai", text, endpoint="meaning", headers={**apart, **headers})
 
     asked(f"How do I change the password of {MAIL}?")
-    alike = found(lambda: semantic(asked(f"How can I change the password of {MAIL}?")))
+    alike = found(lambda: semantic(asked(f"How can I change the password of {MAIL}?", **CACHED)))
     other = asked(f"How do I change the password of {OTHER_MAIL}?")
 
     assert told("openai", alike, stream=False)[0] == (f"You said: How do I change the password of {MAIL}?",)
@@ -622,14 +622,17 @@ def test_a_hit_without_a_placeholder_in_it_costs_no_scan(wall: Wall, apart: dict
 
 
 def test_a_semantic_hit_says_what_was_done_to_the_answer_it_is(wall: Wall, apart: dict[str, str]) -> None:
-    def asked(text: str) -> httpx.Response:
-        return wall.ask("openai", text, endpoint="said", headers=apart)
+    def asked(text: str, **headers: str) -> httpx.Response:
+        return wall.ask("openai", text, endpoint="said", headers={**apart, **headers})
 
     asked(f"How do I change the key {SECRET}?")
-    alike = found(lambda: semantic(asked(f"How can I change the key {SECRET}?")))
+    cached = found(lambda: semantic(asked(f"How can I change the key {SECRET}?", **CACHED)))
+    alike = asked(f"How can I change the key {SECRET}?")
 
-    assert LABEL in alike.text
-    assert alike.headers["x-keepgate-guardrails"] == "answers/secrets=redact"
+    assert alike.headers["x-keepgate-cache"] == "semantic"
+    for answer in (cached, alike):
+        assert LABEL in answer.text
+        assert answer.headers["x-keepgate-guardrails"] == "answers/secrets=redact"
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
