@@ -443,3 +443,24 @@ def _moves(text: str) -> Callable[[int], int]:
         ends.append(size)
         moved.append(moved[-1] + len(special[0].encode()) - 1)
     return lambda offset: moved[bisect_right(ends, offset)]
+
+
+# What a log, or JSON inside a string, writes as text for a new line, a quote or a colour.
+_ESCAPE: Final = re.compile(r"\\[nrt]|\\u00(?:0[9adAD]|2[02-7]|3[a-eA-E])|\x1b\[[0-9;]{0,12}m")
+_MEANT: Final = {"n": "\n", "r": "\n", "t": "\t"}
+
+
+def opened(text: str) -> str:
+    r"""The same length, with blanks and the character itself in place of each escape: a token right behind `\n` begins
+    a word there, and one before it ends."""
+    if "\\" not in text and "\x1b" not in text:
+        return text
+    return _ESCAPE.sub(_meant, text)
+
+
+def _meant(escape: re.Match[str]) -> str:
+    written = escape[0]
+    if written[1] == "[":
+        return " " * len(written)
+    meant = chr(int(written[2:], 16)) if len(written) > 2 else _MEANT[written[1]]
+    return meant.rjust(len(written))

@@ -10,8 +10,7 @@ from itertools import accumulate
 from typing import Literal, NamedTuple
 
 from guardrails import checksums, pii_patterns
-from guardrails.escapes import opened
-from guardrails.patterns import Match, Pattern, PatternSet
+from guardrails.patterns import Match, Pattern, PatternSet, opened
 from guardrails.pii_patterns import NUMBERS, TOKENS, WORDS, Number
 from guardrails.unfinished import Growing, Unfinished
 from models.finding import Finding, Segment

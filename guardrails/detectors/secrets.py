@@ -9,10 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 from guardrails import checksums_tokens
-from guardrails.escapes import opened
 from guardrails.expression import NotUnderstood
 from guardrails.gitleaks import SHIPPED, Allowed, Rule, compiled, load
-from guardrails.patterns import LONG, Match, Pattern, PatternSet
+from guardrails.patterns import LONG, Match, Pattern, PatternSet, opened
 from guardrails.unfinished import Growing, Unfinished
 from models.finding import Finding, Segment
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrails.escapes import opened
+from guardrails.patterns import opened
 
 
 @pytest.mark.parametrize(
