@@ -263,6 +263,24 @@ def test_whatever_it_is_given_it_looks_at(given: bytes) -> None:
     assert result["acted"] == {"house/order=log": 1}
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("\U0001f468\u200d\U0001f469\u200d\U0001f467 ", " \U0001f3f3\ufe0f\u200d\U0001f308"),
+        ("cafe\u0301 a\u0308\u0323 ", " e\u0301"),
+        ("\u05e9\u05dc\u05d5\u05dd ", " \u0645\u0631\u062d\u0628\u0627"),
+        ("\u5c08\u6848", "\u5df2\u7d50\u675f"),
+        ("\U00020000", "\uff0c\U0002f800"),
+    ],
+    ids=["emoji", "combining marks", "right to left", "CJK", "beyond the first plane"],
+)
+def test_places_are_code_points_whatever_stands_around(before: str, after: str) -> None:
+    (item,) = scanned(f"{before}PROJ-1234{after}")["items"]
+
+    assert [(one["start"], one["end"]) for one in item["findings"]] == [(len(before), len(before) + 9)]
+    assert item["sent"] == f"{before}[PROJECT]{after}"
+
+
 def test_a_dry_run_is_told_and_stops_nothing() -> None:
     (item,) = scanned("bluebird PROJ-1234", using=policies(dry_run=True))["items"]
 
