@@ -727,6 +727,22 @@ async def test_token_probabilities_go_with_their_text_and_not_with_another() -> 
     assert tokens == ["Ask ", " now", " please"]
 
 
+async def test_token_probabilities_that_come_after_their_text_stay_before_what_follows_it() -> None:
+    detail = {"type": "reasoning.encrypted", "index": 0, "data": "opaque"}
+    late = chunk({"reasoning_details": [detail]}, logprobs={"content": [{"token": "all", "logprob": -1.0}]})
+
+    out = await streamed(StreamScreen([rule(email())]), [chunk({"content": "Ask all"}), late, END])
+
+    order = [
+        "tokens" if c["logprobs"] else "detail" if "reasoning_details" in c["delta"] else "text"
+        for one in out
+        for c in one["choices"]
+        if c["finish_reason"] is None
+    ]
+    assert order == ["text", "tokens", "detail"]
+    assert said(out) == "Ask all"
+
+
 async def test_offsets_move_with_the_text() -> None:
     chunks = [
         chunk({"content": "ann@example.com says "}),
