@@ -11,6 +11,7 @@ import pytest
 from guardrails.base import DetectorError
 from models.errors import ConfigError
 from models.finding import Finding, Segment
+from service.bench import guardrails
 from service.bench.guardrails import OF_THE_DATA, Score, as_object, read, run, table, worst_inputs
 
 Json = dict[str, Any]
@@ -213,6 +214,20 @@ def test_a_run_gives_the_same_figures_as_table_and_as_json(tmp_path: Path, capsy
     assert "false alarms in 1 of 2 texts: person 1" in shown
     assert set(result["speed"]["words"]["worst"]) == {OF_THE_DATA, *worst_inputs(1024)}
     assert capsys.readouterr().out == ""
+
+
+def test_a_long_run_tells_on_stderr_how_far_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = written(tmp_path, *({"text": f"text {number}", "label": 0} for number in range(3)))
+    monkeypatch.setattr(guardrails, "_PROGRESS", 0.0)
+
+    run(read(folder), [Words(person="ada")])
+
+    told = capsys.readouterr()
+    assert "set.jsonl: 2 of 3 texts" in told.err
+    assert "words: speed on" in told.err
+    assert told.out == ""
 
 
 def test_texts_a_detector_could_not_look_at_are_told(tmp_path: Path) -> None:

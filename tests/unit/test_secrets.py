@@ -398,6 +398,19 @@ def test_no_text_makes_it_slow_or_fail(detector: SecretsDetector, text: str) -> 
     assert all(finding.end - finding.start <= BLOCK_CAP + 100 for finding in findings if finding.kind == "private_key")
 
 
+def test_a_megabyte_of_base64_hides_no_secret_and_holds_hardly_one(detector: SecretsDetector) -> None:
+    noise = base64.encodebytes(random.Random(5).randbytes(768 * 1024)).decode()  # noqa: S311 - any bytes will do
+    token = "ghp_" + "vJ3kQ9xT2mB7nL5wR8cZ1dF6hY4sA0gE2uPo"
+    half = len(noise) // 2
+
+    clean = detector.scan(Segment(0, noise))
+    found = detector.scan(Segment(0, f"{noise[:half]}\n{token}\n{noise[half:]}"))
+
+    assert len(noise) > 1 << 20
+    assert len(clean) <= 1  # chance writes the beginning of a token that has no checksum
+    assert ("github_pat", half + 1) in [(finding.kind, finding.start) for finding in found]
+
+
 @pytest.mark.parametrize(
     ("text", "opened"),
     [
