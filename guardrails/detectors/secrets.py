@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from guardrails import checksums_tokens
@@ -86,9 +87,13 @@ class SecretsDetector:
         return found
 
     def scan(self, segment: Segment) -> list[Finding]:
-        """The same for one text, for those who are in a thread of their own."""
+        """The same for one text, for those who are in a thread of their own.
+
+        In the order of the text; where several rules find the same, the one that comes first in the file is first:
+        the shipped rules for formats come before those for names.
+        """
         text = opened(segment.text)
-        found: list[Finding] = []
+        found: list[tuple[int, int, int, Finding]] = []
         done: dict[int, int] = {}  # for each rule with an extent, up to where the text is reported
         for match in self._patterns.scan(text):
             rule = self._rules[match.pattern]
@@ -108,8 +113,10 @@ class SecretsDetector:
                 secret = text[start:end]
                 if secret and not self._excused(text, match, rule, secret):
                     confidence = _confidence(rule, secret)
-                    found.append(Finding(segment.index, rule.kind, start, end, confidence, rule.id))
-        return found
+                    finding = Finding(segment.index, rule.kind, start, end, confidence, rule.id)
+                    found.append((start, end, match.pattern, finding))
+        found.sort(key=itemgetter(0, 1, 2))
+        return [finding for *_, finding in found]
 
     def _open_from(self, text: str) -> int:
         """From where on `text` may be part of a secret that is not whole yet; its length where nothing is open."""

@@ -508,7 +508,7 @@ def test_in_a_terminal_a_person_is_shown_the_spans(text: Path) -> None:
     os.close(ours)
 
     assert done.returncode == 0
-    assert f"\x1b[43;30m{TOKEN}\x1b[0m\x1b[2m (github_pat redact)" in said
+    assert f"\x1b[43;30m{TOKEN}\x1b[0m\x1b[2m (github_pat redact, api_key redact)" in said
     assert "input of endpoint default, 2 rules: 1 changed" in said
 
 

@@ -472,3 +472,12 @@ def test_entropy_is_shannons() -> None:
     assert entropy("aaaa") == 0
     assert entropy("abab") == 1
     assert entropy("abcdefgh") == 3
+
+
+def test_a_known_format_comes_before_the_name_it_was_assigned_to(detector: SecretsDetector) -> None:
+    token = "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8"
+
+    findings = detector.scan(Segment(0, f"the api key is {token}, ask"))
+
+    assert [finding.kind for finding in findings] == ["github_pat", "api_key"]
+    assert {(finding.start, finding.end) for finding in findings} == {(15, 55)}
