@@ -21,6 +21,7 @@ from guardrails.placeholders import Placeholders, restorations
 from guardrails.policy import Phase, Rule
 from guardrails.redact import Edit, applied, label, origin, redaction
 from guardrails.spans import Action, Joint, Span, joints, merged
+from guardrails.view import let_go
 from models.errors import ContentBlocked, GuardrailUnavailable
 from models.finding import Finding, Role, Segment
 
@@ -97,7 +98,7 @@ async def screen(
     masks = phase == "input" and any(rule.acts == "mask" and not rule.dry_run for rule in rules)
     if masks and placeholders is None:
         raise ValueError("a rule masks, and there are no placeholders")
-    calls = _calls(rules, {segment.role for segment in segments}, phase)
+    calls = _calls(rules, await work.aside(lambda: {segment.role for segment in segments}), phase)
     try:
         await work.look_inline([call for call in calls if call.detector.inline])
         work.judge()
@@ -107,7 +108,7 @@ async def screen(
             work.judge()
     finally:
         work.tally.acted = work.acted()
-    return await work.aside(lambda: work.screened(placeholders if masks else None))
+    return await work.aside(lambda: work.finished(placeholders if masks else None))
 
 
 class Glance:
@@ -206,6 +207,12 @@ class _Table:
             if text:
                 self.places[self._entry(text, segment.role, segment.path)].append(at)
 
+    def let_go(self) -> None:
+        known = self._known
+        while known:
+            known.popitem()
+        let_go(self.places, self.segments)
+
     def add_joint(self, joint: Joint, role: Role) -> None:
         self.joints.setdefault(self._entry(joint.text, role, ()), []).append(joint)
 
@@ -258,6 +265,12 @@ class _Screening:
     async def aside(self, step: Callable[[], _Result]) -> _Result:
         """Steps over very many texts take turns with the event loop, in a thread."""
         return await asyncio.get_running_loop().run_in_executor(_THREADS, step) if self._large else step()
+
+    def finished(self, placeholders: Placeholders | None) -> Screened:
+        screened = self.screened(placeholders)
+        if self._large and self._table is not None:
+            self._table.let_go()
+        return screened
 
     async def look_inline(self, calls: Sequence[_Call]) -> None:
         if not calls:

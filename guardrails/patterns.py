@@ -56,11 +56,12 @@ _LONG_WORD: Final = 20
 _A_LONG_WORD: Final = re2.compile(rb"[^ \t\n\v\f\r]{%d}" % _LONG_WORD)
 _GAP: Final = 64  # hits closer than this are one
 
-# Seconds of CPU that one pattern may take: a hundred times what it takes to read everything once, and several times
-# what it takes to report what is found. Not looked at where even reading on to the end each time costs little.
-_GRACE: Final = 0.1
-_PER_BYTE: Final = 1e-6
-_PER_MATCH: Final = 1e-5
+# Seconds of CPU that one pattern may take: hundreds of times what it takes to read everything once, and several times
+# what it takes to report what is found, since a core that others use as well counts more for the same. Not looked at
+# where even reading on to the end each time costs little.
+_GRACE: Final = 0.2
+_PER_BYTE: Final = 4e-6
+_PER_MATCH: Final = 4e-5
 _CHECK_EVERY: Final = 64
 _LITTLE: Final = 64 * 1024 * 1024
 

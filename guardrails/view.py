@@ -22,6 +22,8 @@ from guardrails.redact import Edit, difference, moved
 from models.finding import Role, Segment
 from models.request import Dialect, Request
 
+_LET_GO = 500
+
 Json = dict[str, Any]
 
 # Names, numbers and choices of the API: passed over where they are one word of up to 256 characters as such words are.
@@ -202,9 +204,14 @@ class View:
 
     def __init__(self, texts: list[Segment], leaves: list[_Leaf], prose: list[int], tree: Json) -> None:
         self.texts: Sequence[Segment] = texts
+        self._texts = texts
         self._leaves = leaves
         self._tree = tree
         self.joints: Sequence[tuple[int, ...]] = tuple(_runs(texts, prose))
+
+    def let_go(self) -> None:
+        self.texts, self.joints = (), ()
+        let_go(self._leaves, self._texts)
 
     def rewritten(
         self,
@@ -231,6 +238,13 @@ class View:
         return self._tree if done is None else done
 
 
+def let_go(*lists: list[Any]) -> None:
+    """Empties them a few items at a time: freeing a hundred thousand objects at once holds up all other threads."""
+    for items in lists:
+        while items:
+            del items[-_LET_GO:]
+
+
 class Views:
     """Several trees under one numbering: what a request says in its canonical and in its client's own form."""
 
@@ -240,6 +254,14 @@ class Views:
             views[0].texts if len(views) == 1 else [segment for view in views for segment in view.texts]
         )
         self.joints: Sequence[tuple[int, ...]] = [run for view in views for run in view.joints]
+
+    def let_go(self) -> None:
+        """Takes as long as it takes; after it nothing is left."""
+        texts, self.texts, self.joints = self.texts, (), ()
+        for view in self._views:
+            view.let_go()
+        if isinstance(texts, list):
+            let_go(texts)
 
     def rewritten(
         self,

@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 
-from guardrails.engine import Tally
+from guardrails.engine import Screened, Tally
 from guardrails.engine import screen as look
 from guardrails.placeholders import Placeholders
 from guardrails.policy import Choice, Facts, Policy, Rule, chosen
 from guardrails.stream import StreamScreen
-from guardrails.view import answer_segments, views_of
+from guardrails.view import Views, answer_segments, views_of
 from models.completion import Chunk
 from models.errors import UpstreamError
 from models.request import Request
@@ -93,7 +93,8 @@ class Screens:
         rules = [rule for rule in choice.rules if rule.on - _OUTPUT_ONLY]
         if not rules:
             return ScreenedRequest(request, {}, choice.keepable)
-        views = await asyncio.to_thread(views_of, request) if len(request.raw) > _LARGE else views_of(request)
+        large = len(request.raw) > _LARGE
+        views = await asyncio.to_thread(views_of, request) if large else views_of(request)
         with self._told(context) as tally:
             screened = await look(
                 views.texts,
@@ -104,14 +105,15 @@ class Screens:
                 tally=tally,
             )
         keepable = choice.keepable and screened.keepable
-        if not screened.texts:
-            return ScreenedRequest(request, screened.issued, keepable)
-        trees = views.rewritten(screened.texts, edits=screened.edits, resealed=screened.resealed)
-        native = trees[1] if len(trees) > 1 else request.native
-        changed = msgspec.structs.replace(
-            request, body=trees[0], native=native, raw=msgspec.json.encode(trees[0] if native is None else native)
-        )
-        return ScreenedRequest(changed, screened.issued, keepable)
+        if screened.texts:
+            request = (
+                await asyncio.to_thread(_changed, request, views, screened)
+                if large
+                else _changed(request, views, screened)
+            )
+        if large:
+            await asyncio.to_thread(views.let_go)
+        return ScreenedRequest(request, screened.issued, keepable)
 
     async def answer(self, body: bytes, context: Context, choice: Choice) -> tuple[bytes, bool]:
         """A whole canonical answer, and whether it may be kept. Raises `ContentBlocked` or `GuardrailUnavailable`."""
@@ -153,6 +155,13 @@ class Screens:
             yield tally
         finally:
             self.tell(context, tally)
+
+
+def _changed(request: Request, views: Views, screened: Screened) -> Request:
+    trees = views.rewritten(screened.texts, edits=screened.edits, resealed=screened.resealed)
+    native = trees[1] if len(trees) > 1 else request.native
+    raw = msgspec.json.encode(trees[0] if native is None else native)
+    return msgspec.structs.replace(request, body=trees[0], native=native, raw=raw)
 
 
 class StreamedAnswer:
