@@ -771,8 +771,8 @@ _OF_DETECTORS = {
 _HEARS = "prompt_injection looks at what users write, and what tools and documents bring"
 _UNHEARD = frozenset({"output", "tool_args"})
 _UNBOUNDED = (
-    "streamed answers wait for their end: what it matches has white space and no longest form, or is tied to an end of "
-    "the text or a line; bound it, as in {0,100}"
+    "streamed answers wait from where a match may have begun, maybe to their end: what it matches has white space and "
+    "no longest form; bound it, as in {0,100}"
 )
 
 

@@ -522,11 +522,7 @@ def test_a_package_that_an_extra_brings_is_named(problems: Refusing, monkeypatch
         ("detect: hidden_text, on: output, action: block", "on: hidden_text also finds chat templates that an answer"),
         (
             "detect: regex, pattern: 'a .*b', on: output, action: block",
-            "pattern: streamed answers wait for their end: what it matches has white space and no longest form",
-        ),
-        (
-            "detect: regex, pattern: '^secret', on: output, action: redact",
-            "pattern: streamed answers wait for their end: what it matches has white space and no longest form",
+            "pattern: streamed answers wait from where a match may have begun, maybe to their end: what it matches has",
         ),
         ("detect: email, send: original, on: input, action: log", "send: has no effect: pii always looks at the"),
     ],
@@ -547,6 +543,7 @@ def test_a_rule_that_does_less_than_it_seems_is_doubted(loaded: Loading, rule: s
         "detect: email, on: input, action: mask",
         "detect: regex, pattern: 'PROJ-[0-9]{4}', on: output, action: block",
         "detect: regex, pattern: 'a .*b', on: output, action: log",
+        "detect: regex, pattern: '^secret', on: output, action: redact",
         "detect: prompt_injection, on: [input, tool_result], action: block",
     ],
 )
