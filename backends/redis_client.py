@@ -69,7 +69,7 @@ def backend_errors() -> Iterator[None]:
     try:
         yield
     except OutOfMemoryError as error:
-        raise StoreFull("Redis is full: raise its maxmemory, or set its maxmemory-policy to allkeys-lru") from error
+        raise StoreFull("Redis is full: raise its maxmemory, or set its maxmemory-policy to volatile-lru") from error
     except RedisError as error:
         raise BackendError(_in_words(error)) from error
     except OSError as error:  # of a socket or of a certificate's file, where redis lets one through
@@ -151,9 +151,13 @@ def _in_words(error: RedisError) -> str:
             return f"Redis failed: {type(error).__name__}"
 
 
+# What asyncio and the kernel add to a refused connection: an address, and the number of the error.
+_SOCKET_ADDRESS = re.compile(r"\(?'[^']{1,100}', \d+(?:, \d+)*\)?|\(\d+, '([^']{1,60})'\)")
+
+
 def _safe(error: RedisError) -> str:
     """What it says before it may quote what was sent."""
-    text = str(error)
+    text = _SOCKET_ADDRESS.sub("", str(error))
     for quote in ("'", '"', "`", ", with args", " near "):
         text = text.partition(quote)[0]
     return text.strip(" .:")[:200]

@@ -415,6 +415,7 @@ async def _upsert(vectors: VectorStore, line: QuestionLine, read: Read, now: flo
         if len(vector) != vectors.dimensions:
             _found_bad(read, f"a vector has {len(vector)} dimensions and not {vectors.dimensions}")
             return
+        vector = vector / np.float32(np.linalg.norm(vector))
     else:
         try:
             vector = (await embedder.embed([line.text], role="document"))[0]

@@ -17,7 +17,7 @@ import msgspec
 
 from backends.lease.base import Leases
 from models.completion import Entry
-from models.errors import BackendError
+from models.errors import BackendError, StoreFull
 from service.context import Context
 from service.pipeline.exact_tier import ExactTier, namespace
 from service.pipeline.health import READING
@@ -103,6 +103,8 @@ class Leads:
             health.ask(READING)
             async with asyncio.timeout(self._deadline):
                 answer = await question()
+        except StoreFull:
+            raise  # it is read as before; that nothing can be written the entries will tell
         except (BackendError, TimeoutError) as error:
             health.failed(READING, error)
             raise

@@ -59,7 +59,7 @@ def fleet(directory: Path, upstream: str, sections: Json, *, size: int = 2) -> I
         yield gateways
 
 
-@pytest.fixture(params=["redis", "qdrant"])
+@pytest.fixture(params=["redis", pytest.param("qdrant", marks=pytest.mark.full)])
 def pair(
     request: pytest.FixtureRequest, tmp_path: Path, mock: Mock, store_server: Callable[[str], Server]
 ) -> Iterator[list[Gateway]]:

@@ -94,7 +94,10 @@ def answers(gateway: Gateway) -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("embedded", "redis"), ("redis", "qdrant"), ("qdrant", "embedded"), ("redis", "embedded")],
+    [
+        ("redis", "qdrant"),
+        *(pytest.param(*pair, marks=pytest.mark.full) for pair in (("embedded", "redis"), ("qdrant", "embedded"))),
+    ],
 )
 def test_what_one_store_knew_the_other_answers(
     tmp_path: Path, mock: Mock, store_server: Callable[[str], Server], one: str, other: str
@@ -199,7 +202,9 @@ def test_a_file_that_is_no_export_is_refused(
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("kind", sorted(STORES))
+@pytest.mark.parametrize(
+    "kind", ["redis", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("embedded", "qdrant"))]
+)
 def test_entries_are_counted_and_cleared_by_endpoint_and_age(
     tmp_path: Path, mock: Mock, store_server: Callable[[str], Server], kind: str
 ) -> None:

@@ -301,7 +301,8 @@ async def test_either_index_finds_every_entry_and_an_old_one_stays_as_it_was_mad
 
 async def test_a_cluster_keeps_each_namespace_on_one_node(tmp_path: Path) -> None:
     clock = ManualClock(NOW)
-    with redis_alone(tmp_path, "--cluster-enabled", "yes") as server:
+    # Its own choice for the other port, 10,000 above, is none where this one is high.
+    with redis_alone(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(free_port())) as server:
         async with talking(at(server.port)) as client:
             await client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
 
