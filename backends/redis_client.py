@@ -1,10 +1,11 @@
 """Connections to Redis and Valkey: one server, a master that sentinels know, or a cluster."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import parse_url
@@ -36,6 +37,9 @@ from models.errors import BackendError, ConfigError, StoreFull
 # A backstop, seconds: the deadline of a lookup is its caller's, and far shorter.
 _CONNECT_TIMEOUT = 2.0
 _SOCKET_TIMEOUT = 5.0
+_URL_TAKES = ("db", "password", "username")
+_URL_OF_TLS_TAKES = ("ssl_cert_reqs", "ssl_check_hostname")
+_SCAN_PAGE = 1_000  # keys a step looks at
 
 Client = Redis | RedisCluster
 
@@ -65,11 +69,38 @@ def backend_errors() -> Iterator[None]:
     try:
         yield
     except OutOfMemoryError as error:
-        raise StoreFull("Redis is full: raise its maxmemory, or set its maxmemory-policy to allkeys-lru") from error
+        raise StoreFull("Redis is full: raise its maxmemory, or set its maxmemory-policy to volatile-lru") from error
     except RedisError as error:
         raise BackendError(_in_words(error)) from error
     except OSError as error:  # of a socket or of a certificate's file, where redis lets one through
         raise BackendError(f"no connection to Redis: {error.strerror or type(error).__name__}") from error
+
+
+async def keys(client: Client, pattern: bytes) -> AsyncIterator[list[bytes]]:
+    """The keys of the database, or of the cluster, that match the pattern, each once, a page at a time. `literal` makes
+    a text a pattern. Raises what redis raises."""
+    nodes: list[dict[str, Any]] = [{}]
+    if isinstance(client, RedisCluster):
+        await client.initialize()
+        nodes = [{"target_nodes": node} for node in client.get_primaries()]
+    seen: set[int] = set()  # a server that makes its table smaller meanwhile tells some twice
+    for node in nodes:
+        cursor: Any = 0
+        while True:
+            cursor, page = await client.execute_command("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_PAGE, **node)
+            if isinstance(cursor, dict):  # a cluster's, by node
+                (cursor,) = cursor.values()
+            fresh = [key for key in page if hash(key) not in seen]
+            seen.update(map(hash, fresh))
+            if fresh:
+                yield fresh
+            if not int(cursor):
+                break
+
+
+def literal(text: bytes) -> bytes:
+    """As a pattern of keys."""
+    return re.sub(rb"([\\*?\[\]^-])", rb"\\\1", text)
 
 
 async def shared_secret(address: RedisAddress, name: str, make: Callable[[], bytes]) -> bytes:
@@ -120,9 +151,13 @@ def _in_words(error: RedisError) -> str:
             return f"Redis failed: {type(error).__name__}"
 
 
+# What asyncio and the kernel add to a refused connection: an address, and the number of the error.
+_SOCKET_ADDRESS = re.compile(r"\(?'[^']{1,100}', \d+(?:, \d+)*\)?|\(\d+, '([^']{1,60})'\)")
+
+
 def _safe(error: RedisError) -> str:
     """What it says before it may quote what was sent."""
-    text = str(error)
+    text = _SOCKET_ADDRESS.sub("", str(error))
     for quote in ("'", '"', "`", ", with args", " near "):
         text = text.partition(quote)[0]
     return text.strip(" .:")[:200]
@@ -137,7 +172,13 @@ def _options(address: RedisAddress) -> dict[str, Any]:
             "redis.url: must be redis://host:port, rediss://host:port or unix:///path; "
             "special characters of a password are written as %XX"
         ) from error
-    path = urlsplit(address.url).path.strip("/")
+    url = urlsplit(address.url)
+    takes = {*_URL_TAKES, *(_URL_OF_TLS_TAKES if url.scheme == "rediss" else ())}
+    if not {name for name, _ in parse_qsl(url.query, keep_blank_values=True)} <= takes:
+        raise ConfigError(
+            f"redis.url: after a question mark, {url.scheme}:// takes {', '.join(sorted(takes))} and nothing else"
+        )
+    path = url.path.strip("/")
     if options.get("connection_class") is not UnixDomainSocketConnection and path and not path.isdecimal():
         raise ConfigError("redis.url: what follows the port must be the number of a database")
     options |= {

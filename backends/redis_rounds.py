@@ -1,9 +1,15 @@
 """What many tasks ask of a server at the same time, in one round trip."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
 from typing import Generic, TypeVar
+
+from models.errors import BackendError
+
+_OVER_SECONDS = 5.0  # what a server may take for one answer
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -30,7 +36,7 @@ class Rounds(Generic[Question, Answer]):
         self._most = most
         self._waiting: deque[_Asked[Question, Answer]] = deque()
         self._beginning = False
-        self._tasks: set[asyncio.Task[Sequence[Answer | Exception]]] = set()
+        self._rounds: dict[asyncio.Task[Sequence[Answer | Exception]], _Round[Question, Answer]] = {}
 
     async def ask(self, question: Question) -> Answer:
         asked: _Asked[Question, Answer] = _Asked(question)
@@ -43,18 +49,28 @@ class Rounds(Generic[Question, Answer]):
                 asked.round.leave()
             raise
 
-    async def over(self) -> None:
-        """Returns when everything asked before was answered."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+    async def over(self, *, within: float = _OVER_SECONDS) -> None:
+        """Returns when everything asked before was answered: what the server did not in that time, in seconds, is
+        answered with a `BackendError`."""
+        end = time.monotonic() + within
+        while self._rounds and (left := end - time.monotonic()) > 0:
+            await asyncio.wait(self._rounds, timeout=left)
+        for asked in chain(self._waiting, *(this.asked for this in self._rounds.values())):
+            if not asked.answer.done():
+                asked.answer.set_exception(BackendError("given up as the store was closed"))
+        self._waiting.clear()
+        for task in self._rounds:
+            task.cancel()
+        if self._rounds:
+            await asyncio.wait(self._rounds)
 
     def _begin(self) -> None:
         # A round takes its questions when its task runs: all that were asked in this turn of the loop.
-        if self._waiting and not self._beginning and len(self._tasks) < self._at_once:
+        if self._waiting and not self._beginning and len(self._rounds) < self._at_once:
             self._beginning = True
             this: _Round[Question, Answer] = _Round()
             this.task = asyncio.get_running_loop().create_task(self._go(this))
-            self._tasks.add(this.task)
+            self._rounds[this.task] = this
             this.task.add_done_callback(lambda task: self._end(this, task))
 
     async def _go(self, this: "_Round[Question, Answer]") -> Sequence[Answer | Exception]:
@@ -69,7 +85,7 @@ class Rounds(Generic[Question, Answer]):
         return await self._send([asked.question for asked in this.asked]) if this.asked else []
 
     def _end(self, this: "_Round[Question, Answer]", task: "asyncio.Task[Sequence[Answer | Exception]]") -> None:
-        self._tasks.discard(task)
+        del self._rounds[task]
         if task.cancelled():
             self._beginning = self._beginning and bool(this.asked)  # it may have been cancelled before it began
             for asked in this.asked:

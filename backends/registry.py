@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Callable
 from importlib import import_module, resources
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
 
 from models.errors import ConfigError
@@ -49,6 +50,24 @@ BUILT_IN: dict[str, dict[str, str]] = {
 }
 
 
+# What is not installed with the gateway itself: the package by its import, and the extra that brings it.
+_EXTRAS = {"redis": "redis", "grpc": "qdrant", "google": "qdrant"}
+_NEEDS = {("exact", "redis"): "redis", ("vector", "redis"): "redis"}
+
+
+def not_installed(seam: str, name: str) -> str | None:
+    """What a built-in lacks here, in words; None where it can be built."""
+    package = _NEEDS.get((seam, name))
+    return None if package is None or find_spec(package) is not None else _needs(package)
+
+
+def _needs(module: str) -> str:
+    package = module.partition(".")[0]
+    extra = _EXTRAS.get(package)
+    source = package if extra is None else f"'keepgate[{extra}]'"
+    return f"needs the package {package}: pip install {source}"
+
+
 def create(seam: str, name: str, /, **options: Any) -> Any:
     """The implementation, built with `options`.
 
@@ -67,7 +86,7 @@ def create(seam: str, name: str, /, **options: Any) -> Any:
                 raise ConfigError(f"no {seam} implementation is named {name!r}; known: {known}")
             factory = found[0].load()
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{seam} {name!r} needs the package {error.name!r}: pip install {error.name}") from error
+        raise ConfigError(f"{seam} {name!r} {_needs(error.name or '')}") from error
     return factory(**options)
 
 

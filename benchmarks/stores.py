@@ -1,6 +1,7 @@
 """Every store at several sizes: lookups, writes, memory, and whether the nearest vector is the one that is found.
 
     python -m benchmarks.stores [--stores lmdb faiss ...] [--sizes 1000 10000 100000] [--seconds 2] [--json FILE]
+    python -m benchmarks.stores --stores faiss --sizes 1000000 --limit 3600 --json FILE
 
 Servers are started from the packages that `make test` installs, one for each
 measurement, on loopback, keeping nothing. Each measurement has a process of
@@ -36,6 +37,7 @@ from backends import registry
 from backends.exact.base import ExactStore
 from backends.redis_address import RedisAddress
 from backends.vector.base import Vector, VectorStore
+from models.errors import BackendError
 from tests.support.servers import Server
 from tests.support.stores import SERVERS, grpc_port, missing
 
@@ -125,7 +127,7 @@ def main() -> int:
         ef=arguments.ef,
         directory=None if arguments.directory is None else str(arguments.directory),
     )
-    found: list[Figures] = []
+    found = _earlier(arguments.json)
     for name in arguments.stores:
         case = CASES[name]
         if case.server is not None and missing(case.server):
@@ -141,12 +143,23 @@ def main() -> int:
                 except TimeoutError:
                     _say(f"{name} {size:,}: not done within {options.limit:.0f} s")
                     break
-            found.append(figures)
+                except BackendError as error:
+                    _say(f"{name} {size:,}: {error}")
+                    break
+            found[name, size] = figures
             if arguments.json is not None:  # what there is, also where the rest is interrupted
                 arguments.json.parent.mkdir(parents=True, exist_ok=True)
-                arguments.json.write_text(json.dumps(msgspec.to_builtins(found), indent=2) + "\n")
-    _print(found)
+                arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(list(found.values()))) + b"\n")
+    _print([found[key] for key in sorted(found, key=lambda key: (list(CASES).index(key[0]), key[1]))])
     return 0
+
+
+def _earlier(file: Path | None) -> dict[tuple[str, int], Figures]:
+    """What the file has by store and size; a measurement that is repeated takes the place of the earlier one."""
+    if file is None or not file.exists():
+        return {}
+    rows = msgspec.json.decode(file.read_bytes(), type=list[Figures])
+    return {(row.store, row.entries): row for row in rows if row.store in CASES}
 
 
 def _arguments() -> argparse.Namespace:
@@ -161,7 +174,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ef-construction", type=int, default=200, help="as cache.vector.ef_construction")
     parser.add_argument("--ef", type=int, default=128, help="as cache.vector.ef")
     parser.add_argument("--directory", type=Path, help="where embedded stores put their files; a temporary one")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--json", type=Path, help="write the figures here as well, beside those of earlier runs")
     return parser.parse_args()
 
 
@@ -229,47 +242,49 @@ async def _measured_vectors(name: str, size: int, options: Options, directory: P
     queries, nearest = _queries(size)
     rows = _Rows()
     store = opened()
-    await store.load()
-    before = _memory(server)
-
-    async def write(number: int) -> None:
-        await store.upsert(NAMESPACE, str(number), rows[number], _bytes(number, QUESTION), ttl=TTL)
-
-    filled = await _fill(name, size, write)
-    began = time.perf_counter()
-    await _indexed(store, server)
-    indexed = time.perf_counter() - began
-
-    _say(f"{name} {size:,}: recall")
-    paraphrases = 0
-    for query, similarity in zip(queries, nearest, strict=True):
-        found = await store.nearest(NAMESPACE, query, limit=1)
-        paraphrases += bool(found and found[0].similarity > similarity - 1e-3)
-    picked = [int(number) for number in np.random.default_rng(4).integers(size, size=QUERIES)]
-    selves = 0
-    for number in picked:
-        found = await store.nearest(NAMESPACE, rows[number], limit=1)
-        selves += bool(found and found[0].entry_id == str(number))
-
-    async def look_up(number: int) -> None:
-        assert await store.nearest(NAMESPACE, queries[number % QUERIES], limit=4)
-
-    lookups = await _timed(f"{name} {size:,} lookups", look_up, options.seconds)
-    after = _memory(server)
-    ready = None
-    if name == "faiss":
-        await store.close()
-        began = time.perf_counter()
-        store = opened()
+    try:
         await store.load()
-        assert await store.nearest(NAMESPACE, queries[0], limit=4)
-        ready = time.perf_counter() - began
-    writes = await _timed(f"{name} {size:,} writes", lambda number: write(size + number), options.seconds)
-    await store.close()
-    return Figures(
-        *(name, size, lookups, writes, filled, indexed, *_grown(before, after), ready),
-        *(paraphrases / QUERIES, selves / QUERIES, os.getloadavg()[0]),
-    )
+        before = _memory(server)
+
+        async def write(number: int) -> None:
+            await store.upsert(NAMESPACE, str(number), rows[number], _bytes(number, QUESTION), ttl=TTL)
+
+        filled = await _fill(name, size, write)
+        began = time.perf_counter()
+        await _indexed(store, server)
+        indexed = time.perf_counter() - began
+
+        _say(f"{name} {size:,}: recall")
+        paraphrases = 0
+        for query, similarity in zip(queries, nearest, strict=True):
+            found = await store.nearest(NAMESPACE, query, limit=1)
+            paraphrases += bool(found and found[0].similarity > similarity - 1e-3)
+        picked = [int(number) for number in np.random.default_rng(4).integers(size, size=QUERIES)]
+        selves = 0
+        for number in picked:
+            found = await store.nearest(NAMESPACE, rows[number], limit=1)
+            selves += bool(found and found[0].entry_id == str(number))
+
+        async def look_up(number: int) -> None:
+            assert await store.nearest(NAMESPACE, queries[number % QUERIES], limit=4)
+
+        lookups = await _timed(f"{name} {size:,} lookups", look_up, options.seconds)
+        after = _memory(server)
+        ready = None
+        if name == "faiss":
+            await store.close()
+            began = time.perf_counter()
+            store = opened()
+            await store.load()
+            assert await store.nearest(NAMESPACE, queries[0], limit=4)
+            ready = time.perf_counter() - began
+        writes = await _timed(f"{name} {size:,} writes", lambda number: write(size + number), options.seconds)
+        return Figures(
+            *(name, size, lookups, writes, filled, indexed, *_grown(before, after), ready),
+            *(paraphrases / QUERIES, selves / QUERIES, os.getloadavg()[0]),
+        )
+    finally:  # also where time is up: FAISS then leaves the index it is at
+        await store.close()
 
 
 def _exact_options(name: str, directory: Path, server: Server | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import index
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,6 +21,7 @@ from guardrails.placeholders import Placeholders, restorations
 from guardrails.policy import Phase, Rule
 from guardrails.redact import Edit, applied, label, origin, redaction
 from guardrails.spans import Action, Joint, Span, joints, merged
+from guardrails.view import let_go
 from models.errors import ContentBlocked, GuardrailUnavailable
 from models.finding import Finding, Role, Segment
 
@@ -32,12 +34,6 @@ _MANY = 2000
 _THREADS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="guardrails")
 # A detector that ignores its cancellation is not waited for, but must not be collected half-way.
 _ABANDONED: set[asyncio.Future[Any]] = set()
-
-# What code raises that is broken. A detector in the process should raise `DetectorError` alone.
-_RAISED = (
-    *(DetectorError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError),
-    *(NameError, OSError, RuntimeError, TypeError, ValueError, TimeoutError),
-)
 
 
 class Found(NamedTuple):
@@ -102,7 +98,7 @@ async def screen(
     masks = phase == "input" and any(rule.acts == "mask" and not rule.dry_run for rule in rules)
     if masks and placeholders is None:
         raise ValueError("a rule masks, and there are no placeholders")
-    calls = _calls(rules, {segment.role for segment in segments}, phase)
+    calls = _calls(rules, await work.aside(lambda: {segment.role for segment in segments}), phase)
     try:
         await work.look_inline([call for call in calls if call.detector.inline])
         work.judge()
@@ -112,7 +108,7 @@ async def screen(
             work.judge()
     finally:
         work.tally.acted = work.acted()
-    return await work.aside(lambda: work.screened(placeholders if masks else None))
+    return await work.aside(lambda: work.finished(placeholders if masks else None))
 
 
 class Glance:
@@ -135,12 +131,11 @@ class Glance:
         segments = [Segment(at, text, self._role) for at, text in enumerate(texts)]
         for call, wanted in zip(self._calls, self._wanted, strict=True):
             began = perf_counter()
-            try:
-                findings = _driven(call.detector, segments)
-            except _RAISED:
-                return False  # `screen` makes the same of it, and says so
+            findings = _sensible(_driven(call.detector, segments), segments)
             name = call.detector.name
             tally.seconds[name] = tally.seconds.get(name, 0.0) + perf_counter() - began
+            if isinstance(findings, _Failed):
+                return False  # `screen` makes the same of it, and says so
             if findings and (wanted is None or any(finding.kind in wanted for finding in findings)):
                 return False
         return True
@@ -212,6 +207,12 @@ class _Table:
             if text:
                 self.places[self._entry(text, segment.role, segment.path)].append(at)
 
+    def let_go(self) -> None:
+        known = self._known
+        while known:
+            known.popitem()
+        let_go(self.places, self.segments)
+
     def add_joint(self, joint: Joint, role: Role) -> None:
         self.joints.setdefault(self._entry(joint.text, role, ()), []).append(joint)
 
@@ -265,6 +266,12 @@ class _Screening:
         """Steps over very many texts take turns with the event loop, in a thread."""
         return await asyncio.get_running_loop().run_in_executor(_THREADS, step) if self._large else step()
 
+    def finished(self, placeholders: Placeholders | None) -> Screened:
+        screened = self.screened(placeholders)
+        if self._large and self._table is not None:
+            self._table.let_go()
+        return screened
+
     async def look_inline(self, calls: Sequence[_Call]) -> None:
         if not calls:
             return
@@ -274,10 +281,7 @@ class _Screening:
             began = perf_counter()
             findings: Sequence[Finding] | _Failed
             if not _is_large(look.texts):
-                try:
-                    findings = _driven(call.detector, look.texts)
-                except _RAISED as error:
-                    findings = _why(error)
+                findings = _driven(call.detector, look.texts)
             else:
                 loop = asyncio.get_running_loop()
                 waiting = loop.run_in_executor(_THREADS, _aside, call.detector, look.texts, call.timeout)
@@ -379,8 +383,7 @@ class _Screening:
         """`edits` made the texts it looked at out of those that came."""
         name = look.call.detector.name
         self.tally.seconds[name] = self.tally.seconds.get(name, 0.0) + seconds
-        if not isinstance(findings, _Failed) and not _make_sense(findings, look.texts):
-            findings = _Failed("it found what is not there")
+        findings = _sensible(findings, look.texts)
         if isinstance(findings, _Failed):
             for rule in (self._rules[number] for number in look.call.rules):
                 self.tally.failed.append((rule.name, findings.reason))
@@ -438,36 +441,65 @@ def _numbered(segments: Iterable[Segment]) -> list[Segment]:
     return [Segment(index, segment.text, segment.role, segment.path) for index, segment in enumerate(segments)]
 
 
-def _make_sense(findings: Sequence[Finding], texts: Sequence[Segment]) -> bool:
-    """Whoever misplaces one finding may have misplaced them all."""
-    return isinstance(findings, Sequence) and all(
+def _sensible(findings: Any, texts: Sequence[Segment]) -> "Sequence[Finding] | _Failed":
+    """`findings`, if they are some. Whoever misplaces one may have misplaced them all."""
+    if isinstance(findings, _Failed):
+        return findings
+    try:
+        if isinstance(findings, Sequence) and all(_makes_sense(finding, texts) for finding in findings):
+            return findings
+    except (TypeError, ValueError):
+        pass  # a place that is no number
+    return _Failed("it found what is not there")
+
+
+def _makes_sense(finding: Any, texts: Sequence[Segment]) -> bool:
+    return (
         isinstance(finding, Finding)
-        and 0 <= finding.segment < len(texts)
-        and 0 <= finding.start < finding.end <= len(texts[finding.segment].text)
-        for finding in findings
+        and isinstance(finding.kind, str)
+        and finding.confidence >= 0
+        and 0 <= index(finding.segment) < len(texts)
+        and 0 <= index(finding.start) < index(finding.end) <= len(texts[finding.segment].text)
     )
 
 
 async def _elsewhere(look: _Look) -> tuple[Sequence[Finding] | _Failed, float]:
     began = perf_counter()
-    found = await _in_time(asyncio.ensure_future(_detected(look.call.detector, look.texts)), look.call.timeout)
-    return found, perf_counter() - began
+    looking = asyncio.ensure_future(_detected(look.call.detector, look.texts))
+    return await _in_time(looking, look.call.timeout), perf_counter() - began
 
 
 async def _detected(detector: Detector, texts: Sequence[Segment]) -> Sequence[Finding]:
     return await detector.detect(texts)
 
 
-def _driven(detector: Detector, texts: Sequence[Segment]) -> Sequence[Finding]:
+def _driven(detector: Detector, texts: Sequence[Segment]) -> "Sequence[Finding] | _Failed":
     """At once, for what never waits."""
-    looking: Any = detector.detect(texts)
-    try:
-        looking.send(None)
-    except StopIteration as done:
-        findings: Sequence[Finding] = done.value
-        return findings
-    looking.close()
-    raise DetectorError("it waits, and says that it never does")
+    with _Broken() as broken:
+        looking: Any = detector.detect(texts)
+        try:
+            looking.send(None)
+        except StopIteration as done:
+            findings: Sequence[Finding] = done.value
+            return findings
+        looking.close()
+        return _Failed("it waits, and says that it never does")
+    return broken.why
+
+
+class _Broken:
+    """Whatever a detector raises is its failure: the code may be anybody's, and the rule's `fail` decides."""
+
+    why = _Failed("")
+
+    def __enter__(self) -> "_Broken":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self.why = _why(error)
+        return True
 
 
 def _aside(detector: Detector, texts: Sequence[Segment], seconds: float) -> Sequence[Finding]:

@@ -162,6 +162,35 @@ def can_hold_white_space(node: Node) -> bool:
             return most != 0 and can_hold_white_space(item)
 
 
+def longest_word(node: Node) -> int:
+    """Every match holds so many code points in a row, or more, of which none is white space of ASCII."""
+    return _words(node)[2]
+
+
+def _words(node: Node) -> tuple[bool, int, int]:
+    """Whether no match holds white space, how long the shortest is if so, and `longest_word`."""
+    match node:
+        case Chars(ascii=bits):
+            return (False, 0, 0) if bits & _BLANK else (True, 1, 1)
+        case Look():
+            return True, 0, 0
+        case Series(items):
+            longest = length = 0
+            unbroken = True
+            for solid, least, word in map(_words, items):
+                length = length + least if solid else 0
+                unbroken = unbroken and solid
+                longest = max(longest, length, word)
+            return unbroken, length, longest
+        case Choice(items):
+            parts = [_words(item) for item in items]
+            least = min(least for _, least, _ in parts)
+            return all(solid for solid, _, _ in parts), least, min(word for _, _, word in parts)
+        case Repeat(item, least, _):
+            solid, length, word = _words(item)
+            return solid, length * least, length * least if solid else word if least else 0
+
+
 def assertions(node: Node) -> frozenset[str]:
     """Every `Look.at` in it."""
     match node:

@@ -4,6 +4,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,33 +14,35 @@ from models.errors import ConfigError
 
 SHIPPED = Path(__file__).parent / "rules" / "secrets.toml"
 
-Target = Literal["secret", "match", "line"]
+Target = Literal["secret", "match", "line", "name"]
 Extent = Literal["match", "pem", "kubernetes"]
 
-_TARGETS: dict[str, Target] = {"": "secret", "secret": "secret", "match": "match", "line": "line"}
+_TARGETS: dict[str, Target] = {"": "secret", "secret": "secret", "match": "match", "line": "line", "name": "name"}
 _EXTENTS: dict[str, Extent] = {"match": "match", "pem": "pem", "kubernetes": "kubernetes"}
 _DEPTH = 3  # files that extend files: as many as gitleaks follows, so that no circle hangs
 _MAX_MEMORY = 64 << 20
 
-# A name, what may follow it inside a name or a type, an assignment in any language, quotes; and after the value,
-# nothing that could be more of it.
+# A name, what may follow it inside a name or a type, an assignment in any language, a cell of a table or a list of
+# names and values, quotes; and after the value, nothing that could be more of it.
 _ASSIGNED = (
-    r"[\w.\[\] \t-]{0,24}[\"'\x60\\]{0,3}[\])]?[ \t]{0,8}"
-    r"(?:(?:[:?.+|!=]{0,3}=>?|:{1,2}|>)[ \t\r\n]{0,24}|,[ \t]{0,4})(?:String |str )?[(\[{]?[ \t]?[\"'\x60\\]{0,3}"
+    r"[\w.\[\] \t-]{0,24}[\"'\x60\\*]{0,4}[\])]?[ \t]{0,8}"
+    r"(?:(?:[:?.+|!=]{0,3}=>?|:{1,2}\*{0,2}|>)[ \t\r\n]{0,24}|[,|][ \t]{0,4}"
+    r"|,?\s{1,24}[\"']?[vV]alue[\"']?[ \t]?[:=][ \t]?)(?:String |str )?[(\[{]?[ \t]?[\"'\x60\\]{0,3}"
 )
 _ENDED = r"(?:[^0-9A-Za-z_=/+-]|$)"
 
 
 class Allowed(NamedTuple):
-    """What a rule finds and yet is no secret. `regexes` is looked for in the target, `stopwords` in the secret."""
+    """What a rule finds and yet is no secret. `regexes` is looked for in the target, `stopwords` in the secret. The
+    name is what of a match stands before its secret."""
 
     regexes: Any = None  # a compiled re2 pattern; the package has no type for it
     target: Target = "secret"
     stopwords: Any = None
     every: bool = False
 
-    def covers(self, *, secret: str, match: str, line: str) -> bool:
-        seen = secret if self.target == "secret" else match if self.target == "match" else line
+    def covers(self, *, secret: str, match: str, line: str, name: str) -> bool:
+        seen = {"secret": secret, "match": match, "line": line, "name": name}[self.target]
         if self.every and self.regexes is not None and self.stopwords is not None:
             return self.regexes.search(seen) is not None and self.stopwords.search(secret) is not None
         return (self.regexes is not None and self.regexes.search(seen) is not None) or (
@@ -77,6 +80,7 @@ def load(path: Path) -> RuleFile:
     return _load(path, depth=0)
 
 
+@lru_cache(maxsize=2048)
 def compiled(expression: str) -> Any:
     """Raises `ValueError` with what is wrong. Nothing it compiles can take more than linear time."""
     options = re2.Options()
@@ -246,7 +250,7 @@ class _File:
             return []  # texts have neither path nor commit, so this one can never be met
         target = _TARGETS.get(str(table.get("regexTarget", "")))
         if target is None:
-            self._problems.append(f"{where}: regexTarget is one of secret, match, line")
+            self._problems.append(f"{where}: regexTarget is one of secret, match, line, name")
             return []
         regexes = self._strings(table, "regexes", where)
         words = self._strings(table, "stopwords", where)

@@ -18,6 +18,7 @@ CAP = 16 * 1024
 _BATCH = 64
 _LONGEST_RUN = 64  # of digits: no card, account or phone number is longer
 _SLACK = 64  # more context than is asked for, so that matches fall into step again
+_PIECES = 64
 _SEAM = 1024  # where a text was cut inside a word, so much of the word is context
 
 _KEY = re.compile(r"-{4,5} ?BEGIN(?P<header>[ A-Z0-9_]{0,100})(?P<open>\Z)?|-{4,5} (?:B(?:E(?:GI?)?)?)?\Z", re.I)
@@ -105,7 +106,7 @@ class HeldText:
         self.rewritten = False
         self.beside: deque[Beside] = deque()
         self._gate = gate
-        self._text = ""  # context and what is held, from `_base` on
+        self._text = ""  # context and what is held, from `_base` on, but for what is fresh
         self._base = 0
         self._fresh: list[str] = []
         self._broken = 0  # the last place to cut at
@@ -113,7 +114,7 @@ class HeldText:
         self._written = 0  # code points that went out
         self._edited = -1  # where the last edit ended
         self._replaced, self._replaced_to = 0, -1  # the span of it, with those that it went on from
-        self._all: list[str] | None = [] if keep else None
+        self._all = _Growing() if keep else None
 
     @property
     def holds(self) -> bool:
@@ -128,12 +129,14 @@ class HeldText:
         return self._gate.reach is not None and self.size - self.released > CAP + self._gate.reach
 
     def said(self) -> str:
-        return "".join(self._all or ())
+        return "" if self._all is None else self._all.whole()
 
     def add(self, text: str) -> None:
         self._fresh.append(text)
+        if len(self._fresh) > _many_beside(self._text):
+            self._join()
         if self._all is not None:
-            self._all.append(text)
+            self._all.add(text)
         place = _last_break(text, len(text), 0)
         if place:
             self._broken = self.size + place
@@ -279,6 +282,27 @@ class HeldText:
             return item
         since = [Edit(edit.start - self.released, edit.end - self.released, edit.text) for edit in edits]
         return {**item, "offset": self._written + moved(item["offset"] - self.released, since)}
+
+
+class _Growing:
+    def __init__(self) -> None:
+        self._text = ""
+        self._fresh: list[str] = []
+
+    def add(self, text: str) -> None:
+        self._fresh.append(text)
+        if len(self._fresh) > _many_beside(self._text):
+            self.whole()
+
+    def whole(self) -> str:
+        self._text = "".join((self._text, *self._fresh))
+        self._fresh = []
+        return self._text
+
+
+def _many_beside(text: str) -> int:
+    """More pieces than that take more than the text they are joined to: each has a head of 50 bytes."""
+    return _PIECES + len(text) // _PIECES
 
 
 class _Writer:

@@ -128,8 +128,9 @@ TOKENS = (
 WORDS = {
     kind: tuple(f" {word} " if word.isascii() else word for word in words.split("|"))
     for kind, words in {
-        "credit_card": "card|cards|credit|debit|visa|mastercard|amex|maestro|discover|cc|pan|kreditkarte|kartennummer|"
-        "carte|tarjeta|carta|cartao|kaart|karta|kort|kredi karti|信用卡|银行卡|カード|카드|карта|карты|بطاقة",
+        "credit_card": "card|cards|credit|debit|visa|mastercard|amex|maestro|discover|cc|cvv|cvc|expiry|pan|"
+        "kreditkarte|kartennummer|carte|tarjeta|carta|cartao|kaart|karta|kort|kredi karti|"
+        "信用卡|银行卡|カード|카드|карта|карты|بطاقة",
         "us_ssn": "ssn|ssns|ss|social|social security|socials|last four|tin|taxpayer",
         "us_itin": "itin|itins|tax id|taxpayer|tin|tax",
         "uk_nhs": "nhs|health service|patient",

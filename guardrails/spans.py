@@ -3,7 +3,7 @@
 Overlapping spans become one that covers them all, so nothing that was found
 is left standing. What happens to it is decided by the severest of them
 (redact before mask), among equals by the longest, then the one that begins
-first, then the rule that comes first.
+first, then the rule that comes first, then the one that was reported first.
 """
 
 from bisect import bisect_right
@@ -32,7 +32,7 @@ class Span(NamedTuple):
 def merged(spans: Sequence[Span]) -> list[Span]:
     """In order, none overlapping another. Spans that only touch stay two."""
     result: list[Span] = []
-    for span in sorted(spans):
+    for span in sorted(spans, key=attrgetter("start")):
         if not result or span.start >= result[-1].end:
             result.append(span)
             best = span

@@ -206,6 +206,9 @@ class StreamScreen:
             elif name not in ("reasoning_details", "tool_calls", "function_call"):
                 rest[name] = value
         texts.sort(key=lambda text: _TEXTS.index(text[0]))
+        if logprobs is not None and not texts and choice.current is not None and choice.current.name == "content":
+            choice.current.attach("logprobs", logprobs)  # of the text so far, which what comes now may end
+            logprobs = None
         if isinstance(details := delta.get("reasoning_details"), list):
             await self._take_details(choice, details, texts)
         if isinstance(items := rest.pop("content_items", None), list):

@@ -7,6 +7,7 @@ where nothing can have begun, so that a look costs next to nothing.
 
 import codecs
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any, Final, NamedTuple
 
 import re2
@@ -111,6 +112,7 @@ class _Opening:
     def __init__(self, pattern: Growing, ways: Sequence[_Way], own: Mapping[int, int]) -> None:
         longest = [width(Series(way))[1] for way in ways]
         self._longest = None if None in longest else max(most or 0 for most in longest) + pattern.after
+        settles = all(_settles(Series(way)) for way in ways)
         # With all counts the expressions would be too large for re2 to be quick: the whole length has to do.
         ways = [_Way(_simpler(head, own), _simpler(rest, own)) for head, rest in ways]
         if pattern.after:
@@ -119,8 +121,8 @@ class _Opening:
         self.expression = _alternatives(_begun(ways))
         self._begun = _tied_to_the_end([self.expression])
         self._whole: Any = None if pattern.after else _compiled(pattern.expression, wide=True)
-        # A lazy repeat can always go on, and does not once what follows it is there.
-        self._lazy = not pattern.after and any(_is_lazy(way.rest) for way in ways)
+        # A lazy repeat can always go on, and does not once what follows it is there: where that is sure.
+        self._lazy = not pattern.after and any(_is_lazy(way.rest) for way in ways) and settles
         self._eager = _tied_to_the_end(_begun(ways, lazily=False))
 
     def start(self, text: str, data: bytes) -> int:
@@ -244,6 +246,72 @@ def _is_lazy(node: Node) -> bool:
             return False
 
 
+def _settles(node: Node) -> bool:
+    """Whether a match with a lazy repeat is over as soon as what must follow that is there. Not if nothing must; nor if
+    another way to match, which goes before, may still be in its own: so there is one way to each of them."""
+    match node:
+        case Series():
+            items = list(_in_order(node))
+            last = max((place for place, item in enumerate(items) if _is_lazy(item)), default=-1)
+            for place, item in enumerate(items[: last + 1]):
+                least, most = width(item)
+                after = Series(tuple(items[place + 1 :]))
+                if isinstance(item, Repeat) and item.lazy:
+                    if _is_lazy(item.item) or width(after)[0] == 0:
+                        return False
+                elif _is_lazy(item):
+                    if place < last or not _settles(item):
+                        return False
+                elif least != most and not _ends_before(item, after):
+                    return False
+            return True
+        case Choice(items):
+            firsts = [first for item in items if (first := _first(item)) is not None]
+            apart = len(firsts) == len(items) and all(_differ(*pair) for pair in combinations(firsts, 2))
+            return apart and all(map(_settles, items))
+        case _:
+            return not _is_lazy(node)
+
+
+def _ends_before(node: Node, after: Node) -> bool:
+    """Whether the next character alone says if it goes on."""
+    if not isinstance(node, Repeat) or len(set(width(node.item))) > 1:
+        return False
+    one, other = _first(node.item), _first(after)
+    return one is not None and other is not None and _differ(one, other)
+
+
+def _in_order(node: Node) -> Iterator[Node]:
+    if isinstance(node, Series):
+        for item in node.items:
+            yield from _in_order(item)
+    else:
+        yield node
+
+
+def _alone(node: Node) -> list[Node]:
+    """It, or what a group of one holds; of more, nothing."""
+    items = list(_in_order(node))
+    return items if len(items) == 1 else []
+
+
+def _first(node: Node) -> Chars | None:
+    """What it begins with, where that is one thing."""
+    match node:
+        case Chars():
+            return node
+        case Series(items):
+            return next((_first(item) for item in items if not isinstance(item, Look)), None)
+        case Repeat(item, least) if least > 0:
+            return _first(item)
+        case _:
+            return None
+
+
+def _differ(one: Chars, other: Chars) -> bool:
+    return not (one.ascii & other.ascii or (one.wide and other.wide))
+
+
 # --- what a match begins with, in re2's syntax, over bytes
 
 
@@ -263,7 +331,7 @@ def _beginnings(node: Node, *, lazily: bool) -> list[str]:
         case Series((first, *others)):
             begun = _beginnings(first, lazily=lazily)
             further = _beginnings(Series(tuple(others)), lazily=lazily)
-            may_end = lazily or not (isinstance(first, Repeat) and first.lazy)
+            may_end = lazily or not any(isinstance(item, Repeat) and item.lazy for item in _alone(first))
             if further:
                 begun.append(_written(first) + _alternatives(further) + ("?" if may_end else ""))
             elif may_end:

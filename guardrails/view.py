@@ -22,6 +22,8 @@ from guardrails.redact import Edit, difference, moved
 from models.finding import Role, Segment
 from models.request import Dialect, Request
 
+_LET_GO = 500
+
 Json = dict[str, Any]
 
 # Names, numbers and choices of the API: passed over where they are one word of up to 256 characters as such words are.
@@ -29,7 +31,7 @@ PLAIN = frozenset(
     {
         *("role", "type", "id", "object", "model", "status", "dialect", "phase", "ttl", "scope"),
         *("tool_call_id", "call_id", "item_id", "tool_use_id", "tool_id", "file_id", "container_id", "response_id"),
-        *("container", "conversation", "previous_response_id", "previous_message_id", "prompt_cache_key"),
+        *("container", "conversation", "previous_response_id", "previous_message_id"),
         *("prompt_cache_retention", "vector_store_ids", "approval_request_id", "call_ids"),
         *("finish_reason", "native_finish_reason", "stop_reason", "system_fingerprint", "service_tier", "effort"),
         *("reasoning_effort", "verbosity", "detail", "format", "encoding_format", "mode", "modalities", "voice"),
@@ -103,6 +105,7 @@ _KNOWN = frozenset(
         *("audio", "transcript", "title", "context", "source", "input_audio", "stop", "stop_sequences"),
         *("stop_sequence", "stopSequences", "response_format", "json_schema", "generationConfig", "thinkingConfig"),
         *("functionCallingConfig", "grammar", "definition", "description", "user", "safety_identifier", "user_id"),
+        *("prompt_cache_key",),
         *("cache_control", "output_config", "output_format", "thinking", "summary", "context_management", "edits"),
         *(
             "stream_options",
@@ -164,7 +167,7 @@ def _fields() -> dict[str, _Field]:
     fields |= {name: (_Mode.FREE, _ROLE_OF_FIELD.get(name, "other"), "", False) for name in _FREE}
     fields |= dict.fromkeys(PLAIN, (wire, None, "plain", False))
     fields |= dict.fromkeys(OPAQUE, (wire, None, "opaque", False))
-    fields |= dict.fromkeys(("user", "safety_identifier"), (wire, "other", "", False))
+    fields |= dict.fromkeys(("user", "safety_identifier", "prompt_cache_key"), (wire, "other", "", False))
     fields |= dict.fromkeys(("input", "result", "response"), (wire, None, "", True))
     return fields | {"arguments": (wire, "tool_args", "json", False)}
 
@@ -201,9 +204,14 @@ class View:
 
     def __init__(self, texts: list[Segment], leaves: list[_Leaf], prose: list[int], tree: Json) -> None:
         self.texts: Sequence[Segment] = texts
+        self._texts = texts
         self._leaves = leaves
         self._tree = tree
         self.joints: Sequence[tuple[int, ...]] = tuple(_runs(texts, prose))
+
+    def let_go(self) -> None:
+        self.texts, self.joints = (), ()
+        let_go(self._leaves, self._texts)
 
     def rewritten(
         self,
@@ -230,6 +238,13 @@ class View:
         return self._tree if done is None else done
 
 
+def let_go(*lists: list[Any]) -> None:
+    """Empties them a few items at a time: freeing a hundred thousand objects at once holds up all other threads."""
+    for items in lists:
+        while items:
+            del items[-_LET_GO:]
+
+
 class Views:
     """Several trees under one numbering: what a request says in its canonical and in its client's own form."""
 
@@ -239,6 +254,14 @@ class Views:
             views[0].texts if len(views) == 1 else [segment for view in views for segment in view.texts]
         )
         self.joints: Sequence[tuple[int, ...]] = [run for view in views for run in view.joints]
+
+    def let_go(self) -> None:
+        """Takes as long as it takes; after it nothing is left."""
+        texts, self.texts, self.joints = self.texts, (), ()
+        for view in self._views:
+            view.let_go()
+        if isinstance(texts, list):
+            let_go(texts)
 
     def rewritten(
         self,

@@ -44,6 +44,7 @@ def stats(settings: Settings, selection: Selection, *, as_json: bool) -> int:
         return found
 
     found = _run(settings, work)
+    _doubt(settings, selection, found["exact"]["entries"])
     if as_json:
         print(json.dumps(found))
         return 0
@@ -61,7 +62,7 @@ def clear(settings: Settings, selection: Selection, *, yes: bool, as_json: bool)
         return sum((await contents.counted(stores, selection)).values())
 
     async def work(stores: Stores, _: Embedder | None) -> int:
-        return await contents.cleared(stores, selection)
+        return await contents.cleared(stores, selection, progress=_told(lambda gone: f"{gone:,} entries cleared"))
 
     if not yes:
         if not sys.stdin.isatty():
@@ -72,6 +73,7 @@ def clear(settings: Settings, selection: Selection, *, yes: bool, as_json: bool)
             print("Nothing was cleared.", file=sys.stderr)
             return 1
     cleared = _run(settings, work)
+    _doubt(settings, selection, cleared)
     print(json.dumps({"entries": cleared}) if as_json else f"{cleared:,} entries cleared")
     return 0
 
@@ -86,7 +88,7 @@ def export(settings: Settings, selection: Selection, file: Path, *, resume: bool
         )
         if file == _STANDARD:
             return await contents.exported(
-                stores, selection, sys.stdout.buffer, header=header, progress=_told("written")
+                stores, selection, sys.stdout.buffer, header=header, progress=_told(_moved_so_far("written"))
             )
         with _begun(file, resume=resume) as out:
             begun = None
@@ -98,7 +100,7 @@ def export(settings: Settings, selection: Selection, file: Path, *, resume: bool
                 out.seek(begun.length)
                 out.truncate()
             written = await contents.exported(
-                stores, selection, out, header=header, begun=begun, progress=_told("written")
+                stores, selection, out, header=header, begun=begun, progress=_told(_moved_so_far("written"))
             )
             os.fsync(out.fileno())
             return written
@@ -106,6 +108,7 @@ def export(settings: Settings, selection: Selection, file: Path, *, resume: bool
     written = _moved(file, lambda: _run(settings, work))
     if written is None:
         return 1
+    _doubt(settings, selection, written.entries + written.already)
     if as_json and file != _STANDARD:
         print(json.dumps(msgspec.to_builtins(written)))
     else:
@@ -121,7 +124,7 @@ def import_(settings: Settings, file: Path, *, embed_anew: bool, as_json: bool) 
             await embedder.load()
         with sys.stdin.buffer if file == _STANDARD else file.open("rb") as source:
             return await contents.imported(
-                stores, source, embedder=embedder, embed_anew=embed_anew, progress=_told("read")
+                stores, source, embedder=embedder, embed_anew=embed_anew, progress=_told(_moved_so_far("read"))
             )
 
     read = _moved(file, lambda: _run(settings, work))
@@ -143,6 +146,13 @@ def import_(settings: Settings, file: Path, *, embed_anew: bool, as_json: bool) 
     for problem in read.problems:
         print(f"keepgate: {problem}", file=sys.stderr)
     return 1 if read.bad else 0
+
+
+def _doubt(settings: Settings, selection: Selection, found: int) -> None:
+    """An endpoint that is gone may have left entries; one that has none is a slip of the pen."""
+    known = sorted(endpoint.name for endpoint in settings.endpoints)
+    if not found and selection.endpoint is not None and selection.endpoint not in known:
+        print(f"keepgate: no endpoint is named {selection.endpoint!r}; known: {', '.join(known)}", file=sys.stderr)
 
 
 def _run(settings: Settings, work: Callable[[Stores, Embedder | None], Coroutine[Any, Any, _T]]) -> _T:
@@ -203,14 +213,22 @@ def _moved(file: Path, work: Callable[[], _T]) -> _T | None:
     return None
 
 
-def _told(what: str) -> Callable[[Written | Read], None]:
+def _moved_so_far(what: str) -> Callable[[Written | Read], str]:
+    def told(so_far: Written | Read) -> str:
+        before = f", {so_far.already:,} were there already" if so_far.already else ""
+        return f"{so_far.entries:,} entries and {so_far.questions:,} questions {what}{before}"
+
+    return told
+
+
+def _told(in_words: Callable[[_T], str]) -> Callable[[_T], None]:
     """Every two seconds."""
     told_at = time.monotonic()
 
-    def tell(so_far: Written | Read) -> None:
+    def tell(so_far: _T) -> None:
         nonlocal told_at
         if time.monotonic() > told_at + _TOLD_EVERY:
             told_at = time.monotonic()
-            print(f"{so_far.entries:,} entries and {so_far.questions:,} questions {what}", file=sys.stderr, flush=True)
+            print(in_words(so_far), file=sys.stderr, flush=True)
 
     return tell

@@ -31,6 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
+        sys.stdout.flush()
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
@@ -39,6 +40,10 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Who reads has seen enough, as `head` has. What is left must not be tried again at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return code
 
 
@@ -225,6 +230,8 @@ def _guard_scan(options: argparse.Namespace) -> int:
     except OSError as error:
         print(f"keepgate: {options.file} cannot be read: {error.strerror}", file=sys.stderr)
         return 1
+    if source.isatty():
+        print("keepgate: reading what you type; it ends with Ctrl-D", file=sys.stderr)
     with source:
         return guard_scan.run(
             source,

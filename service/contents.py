@@ -7,9 +7,9 @@ goes an entry at a time: what does not fit into memory can be moved.
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import msgspec
 import numpy as np
@@ -24,6 +24,7 @@ from service.pipeline.exact_tier import decoded, encoded
 VERSION = 1
 _AT_ONCE = 64  # writes under way
 _LONGEST_LINE = 64 << 20
+_SHORTEST, _LONGEST = 1e-6, 1e6  # what an embedder makes is about 1 long
 
 
 class Selection(msgspec.Struct, frozen=True):
@@ -38,6 +39,11 @@ class Selection(msgspec.Struct, frozen=True):
         if self.endpoint is not None and endpoint != self.endpoint:
             return False
         return self.key_id is None or rest.partition("/")[0] == f"key:{self.key_id}"
+
+    @property
+    def names_something(self) -> bool:
+        """Neither an endpoint nor a key has a slash in its name; a prefix that had would be taken for a part of one."""
+        return "/" not in f"{self.endpoint or ''}{self.key_id or ''}"
 
     @property
     def prefix(self) -> str:
@@ -73,10 +79,16 @@ async def counted(stores: Stores, selection: Selection) -> Mapping[str, int]:
     return counts
 
 
-async def cleared(stores: Stores, selection: Selection) -> int:
-    """How many entries went, from the exact store. The vectors that led to them go too."""
+def _nobody_is_told(_: int) -> None: ...
+
+
+async def cleared(stores: Stores, selection: Selection, *, progress: Callable[[int], None] = _nobody_is_told) -> int:
+    """How many entries went, from the exact store. The vectors that led to them go too. `progress` is told of the
+    entries gone so far."""
+    if not selection.names_something:
+        return 0
     if selection.written_before is not None:
-        return await _cleared_by_age(stores, selection)
+        return await _cleared_by_age(stores, selection, progress)
     if selection.endpoint is not None or selection.key_id is None:
         prefixes = [selection.prefix]
     else:
@@ -86,18 +98,21 @@ async def cleared(stores: Stores, selection: Selection) -> int:
         count += await stores.exact.clear(prefix)
         if stores.vectors is not None:
             await stores.vectors.clear(prefix)
+        progress(count)
     return count
 
 
-async def _cleared_by_age(stores: Stores, selection: Selection) -> int:
+async def _cleared_by_age(stores: Stores, selection: Selection, progress: Callable[[int], None]) -> int:
     gone = set()
     async for namespace, key, _ in _entries(stores, selection):
         if await stores.exact.delete(namespace, key):
             gone.add(_mark(namespace, key))
+            progress(len(gone))
     if stores.vectors is not None and gone:
         async for stored in stores.vectors.entries(selection.prefix):
             if _mark(_home(stored.namespace), stored.entry_id) in gone:
                 await stores.vectors.delete(stored.namespace, stored.entry_id)
+                progress(len(gone))
     return len(gone)
 
 
@@ -131,16 +146,28 @@ class Header(msgspec.Struct, frozen=True, tag="keepgate-cache", tag_field="kind"
     dimensions: int | None = None
 
 
+Moment = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+
+
+class UsageLine(msgspec.Struct, frozen=True):
+    """Tokens, as `Usage`."""
+
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    estimated: bool = False
+
+
 class EntryLine(msgspec.Struct, frozen=True, tag="entry", tag_field="kind"):
-    """One answer. `body` is the reply as the client dialects are made of it."""
+    """One answer. `body` is the reply as the client dialects are made of it. Times are seconds since the epoch."""
 
     namespace: str
     key: str
-    created_at: float
-    expires_at: float
+    created_at: Moment
+    expires_at: Moment
     upstream: str
     model: str
-    usage: dict[str, int | bool]
+    usage: UsageLine
     finish_reasons: tuple[str, ...]
     body: msgspec.Raw
     acted: tuple[str, ...] = ()
@@ -154,7 +181,7 @@ class QuestionLine(msgspec.Struct, frozen=True, tag="question", tag_field="kind"
     namespace: str
     entry: str
     text: str
-    expires_at: float | None
+    expires_at: Moment | None
     vector: str
 
 
@@ -220,22 +247,29 @@ async def exported(
     """Writes what `begun` does not have. Raises `BackendError` and `OSError`."""
     written = Written()
     marks: set[bytes] = set() if begun is None else begun.marks
+    taken = None if selection.written_before is None else set(marks)
     if begun is None:
         out.write(_json(header) + b"\n")
     async for namespace, key, entry in _entries(stores, selection):
         if _mark(namespace, key) in marks:
             written.already += 1
+            progress(written)
             continue
         out.write(_json(_entry_line(namespace, key, entry)) + b"\n")
         written.entries += 1
         progress(written)
+        if taken is not None:
+            taken.add(_mark(namespace, key))
     if stores.vectors is not None and header.embedder is not None:
-        # Those whose entry is not written, because it is newer or has gone, lead nowhere.
+        # Of all entries, those that lead to one which has gone are written too: they lead nowhere.
         async for stored in stores.vectors.entries(selection.prefix):
             if not selection.takes(stored.namespace):
                 continue
+            if taken is not None and _mark(_home(stored.namespace), stored.entry_id) not in taken:
+                continue
             if _mark(f"?{stored.namespace}", stored.entry_id) in marks:
                 written.already += 1
+                progress(written)
                 continue
             question = QuestionLine(
                 namespace=stored.namespace,
@@ -263,16 +297,12 @@ def _entry_line(namespace: str, key: str, entry: Entry) -> EntryLine:
         expires_at=entry.expires_at,
         upstream=entry.upstream,
         model=completion.model,
-        usage=_usage(completion.usage),
+        usage=UsageLine(*msgspec.structs.astuple(completion.usage)),
         finish_reasons=completion.finish_reasons,
         body=msgspec.Raw(body),
         acted=entry.acted,
         masked=entry.masked,
     )
-
-
-def _usage(usage: Usage) -> dict[str, int | bool]:
-    return {name: getattr(usage, name) for name in usage.__struct_fields__}
 
 
 # --- reading
@@ -316,13 +346,15 @@ async def imported(
         raise BadFile("it is empty")
     made_by = _checked_header(header).embedder
     vectors = None if embedder is None else stores.vectors
-    anew = embedder if embedder is not None and made_by != embedder.revision else None
     writing = _Writing()
     try:
         for line in lines:
             if isinstance(line, EntryLine):
                 await writing.begin(_put(stores, line, read, clock()))
-            elif isinstance(line, QuestionLine):
+            elif isinstance(line, Header):  # several exports in a row
+                made_by = _checked_header(line).embedder
+            else:
+                anew = embedder if embedder is not None and made_by != embedder.revision else None
                 if vectors is None or (anew is not None and not embed_anew):
                     read.other_embedder += 1
                 else:
@@ -334,20 +366,25 @@ async def imported(
 
 
 class _Writing:
-    """Several writes at once; the first that fails is raised to who begins another."""
+    """Several writes at once; the first that fails is raised to who begins one."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def begin(self, work: "asyncio._CoroutineLike[None]") -> None:
+        self._tasks.add(asyncio.create_task(work))
         if len(self._tasks) >= _AT_ONCE:
             done, self._tasks = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        self._tasks.add(asyncio.create_task(work))
+            _raise_first([task.exception() for task in done])
 
     async def end(self) -> None:
-        await asyncio.gather(*self._tasks)
+        _raise_first(await asyncio.gather(*self._tasks, return_exceptions=True))
+
+
+def _raise_first(failures: Sequence[BaseException | None]) -> None:
+    for failure in failures:
+        if failure is not None:
+            raise failure
 
 
 async def _put(stores: Stores, line: EntryLine, read: Read, now: float) -> None:
@@ -359,9 +396,11 @@ async def _put(stores: Stores, line: EntryLine, read: Read, now: float) -> None:
     if known is not None and known.created_at >= line.created_at:
         read.already += 1
         return
-    usage = msgspec.convert([line.usage.get(name, 0) for name in Usage.__struct_fields__], Usage)
+    usage = Usage(*msgspec.structs.astuple(line.usage))
     completion = Completion(bytes(line.body), line.model, usage, line.finish_reasons)
-    entry = Entry(completion, line.created_at, line.expires_at, line.key, line.upstream, line.acted, line.masked)
+    # One from the future would withstand every refresh.
+    created_at = min(line.created_at, now)
+    entry = Entry(completion, created_at, line.expires_at, line.key, line.upstream, line.acted, line.masked)
     await stores.exact.put(line.namespace, line.key, encoded(entry), ttl=line.expires_at - now)
     read.entries += 1
 
@@ -374,8 +413,9 @@ async def _upsert(vectors: VectorStore, line: QuestionLine, read: Read, now: flo
     if embedder is None:
         vector = np.frombuffer(base64.b64decode(line.vector), dtype="<f4").astype(np.float32)
         if len(vector) != vectors.dimensions:
-            read.bad += 1
+            _found_bad(read, f"a vector has {len(vector)} dimensions and not {vectors.dimensions}")
             return
+        vector = vector / np.float32(np.linalg.norm(vector))
     else:
         try:
             vector = (await embedder.embed([line.text], role="document"))[0]
@@ -399,9 +439,15 @@ def _lines(source: BinaryIO, read: Read) -> Iterator[Line]:
         except BadFile as error:
             if number == 1:
                 raise
-            read.bad += 1
-            if len(read.problems) < _PROBLEMS:
-                read.problems.append(str(error))
+            _found_bad(read, str(error))
+            while not raw.endswith(b"\n") and raw:
+                raw = source.readline(_LONGEST_LINE)
+
+
+def _found_bad(read: Read, problem: str) -> None:
+    read.bad += 1
+    if len(read.problems) < _PROBLEMS:
+        read.problems.append(problem)
 
 
 def _parsed(raw: bytes, number: int) -> Line:
@@ -411,8 +457,10 @@ def _parsed(raw: bytes, number: int) -> Line:
         line: Line = _line(raw)
         if isinstance(line, QuestionLine):
             vector = base64.b64decode(line.vector, validate=True)
-            if len(vector) % 4 or not np.isfinite(np.frombuffer(vector, dtype="<f4")).all():
+            if len(vector) % 4 or not _SHORTEST < np.linalg.norm(np.frombuffer(vector, "<f4").astype(float)) < _LONGEST:
                 raise ValueError("its vector is not one")
+        elif isinstance(line, EntryLine) and not bytes(line.body).startswith(b"{"):
+            raise ValueError("its body is no reply")
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError) as error:
         # Where it is, without what is in it.
         place = str(error).partition(" - at `")[2].rstrip("`")

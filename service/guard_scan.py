@@ -1,6 +1,8 @@
 """What the policies of an endpoint would do to texts, requests and answers, told before anybody relies on it."""
 
 import asyncio
+import codecs
+import io
 import json
 import os
 import sys
@@ -29,8 +31,12 @@ _SAYS: dict[Phase, frozenset[str]] = {
     "output": frozenset({"choices", "content", "candidates", "output"}),
 }
 _GEMINI = frozenset({"contents", "candidates"})
-# Where a log keeps it. A batch has its requests in `body`, and its answers in `response.body`.
-_KEPT_IN: dict[Phase, tuple[str, ...]] = {"input": ("request", "body"), "output": ("response", "answer", "body")}
+# Where a log keeps it. A batch has its requests in `body`, `params` or `request`, and its answers in `response.body`,
+# `result.message` or `response`, as OpenAI, Anthropic and Google write them.
+_KEPT_IN: dict[Phase, tuple[str, ...]] = {
+    "input": ("request", "body", "params"),
+    "output": ("response", "answer", "body", "result", "message"),
+}
 _DEEPEST = 4
 # The gateway has a key of its own, so there the same value has another placeholder.
 _PLACEHOLDERS = Placeholders(b"keepgate guard scan")
@@ -68,17 +74,18 @@ def items(source: BinaryIO, *, phase: Phase) -> Iterator[Item]:
     A line that is no request or answer is a text of its own, and bytes that
     are no UTF-8 are U+FFFD.
     """
+    lines = _lines(source)
     before: list[bytes] = []
-    for line in source:
+    for line in lines:
         before.append(line)
         if line.strip():
             break
     if before and _object(before[-1]) is not None:
-        for number, line in enumerate(chain(before, source), 1):
+        for number, line in enumerate(chain(before, lines), 1):
             if line.strip():
                 yield _item(line, number, phase)
     else:
-        yield _item(b"".join((*before, source.read())), None, phase)
+        yield _item(b"".join(chain(before, lines)), None, phase)
 
 
 async def judge(item: Item, policies: Iterable[Policy], *, endpoint: str, phase: Phase) -> Verdict:
@@ -267,7 +274,8 @@ def _plain(text: str) -> str:
 def _summed_up(summary: Json) -> str:
     outcomes = {name: number for name, number in summary["outcomes"].items() if number}
     counts = ", ".join(f"{number:,} {name}" for name, number in outcomes.items()) or "nothing to look at"
-    what = f"{summary['phase']} of endpoint {summary['endpoint']}, {len(summary['rules'])} rules: {counts}"
+    rules = "1 rule" if len(summary["rules"]) == 1 else f"{len(summary['rules'])} rules"
+    what = f"{summary['phase']} of endpoint {summary['endpoint']}, {rules}: {counts}"
     return "\n".join([what, *(f"  {name}: {number:,}" for name, number in summary["acted"].items())])
 
 
@@ -282,6 +290,24 @@ def _softened(rule: Rule) -> Rule:
 
 
 # --- reading
+
+_WIDE = {
+    codecs.BOM_UTF32_LE: "utf-32",  # before those of UTF-16, which it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def _lines(source: BinaryIO) -> Iterator[bytes]:
+    """In UTF-8, without a mark of the encoding: what `>` writes in a Windows shell has one, and may be UTF-16."""
+    first = source.readline()
+    coding = next((coding for mark, coding in _WIDE.items() if first.startswith(mark)), None)
+    if coding is None:
+        return chain((first.removeprefix(codecs.BOM_UTF8),), source)
+    given = first + source.read()
+    # Two bytes may be there by chance, but a text in UTF-16 has its spaces and line ends in zeros.
+    return io.BytesIO(given.decode(coding, "replace").encode("utf-8", "replace") if b"\0" in given else given)
 
 
 def _item(given: bytes, line: int | None, phase: Phase) -> Item:

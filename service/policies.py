@@ -1,5 +1,6 @@
 """From the settings of guardrails to the policies of each endpoint, with their detectors built."""
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -25,11 +26,13 @@ def policies(settings: Settings, home: Path | None = None) -> Mapping[str, tuple
     """By endpoint, in the order they are applied. Detectors are shared with whoever has the same already.
 
     Takes seconds where that is nobody: best in a thread. What is compiled is
-    kept under `home`, so that the next start has it. Policies that no endpoint
-    has are not built. Raises `ConfigError` with every problem.
+    kept in the user's cache folder, or under `home` where there is none, so
+    that the next start has it. Policies that no endpoint has are not built.
+    Raises `ConfigError` with every problem.
     """
-    if home is not None:
-        registry.keep_compiled(home / "patterns")
+    cache = _cache_folder() or home
+    if cache is not None:
+        registry.keep_compiled(cache / "patterns")
     written = _written(settings)
     applied = {
         endpoint.name: (DEFAULT.name,) if endpoint.guardrails is None else endpoint.guardrails
@@ -40,6 +43,19 @@ def policies(settings: Settings, home: Path | None = None) -> Mapping[str, tuple
     if problems:
         raise ConfigError(*problems)
     return {endpoint: tuple(built[name] for name in names) for endpoint, names in applied.items()}
+
+
+def _cache_folder() -> Path | None:
+    """`$XDG_CACHE_HOME/keepgate`, else `~/.cache/keepgate`; None where nobody but this user can be sure of what is in
+    it: who can write there says what is found."""
+    configured = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        folder = (Path(configured) if Path(configured).is_absolute() else Path.home() / ".cache") / "keepgate"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except (OSError, RuntimeError):  # no home, or one that cannot be written to
+        return None
+    return folder if status.st_uid == os.geteuid() and not status.st_mode & 0o022 else None
 
 
 def check(settings: Settings) -> None:

@@ -167,7 +167,13 @@ def _proxy(value: str) -> str:
 def _redis_url(value: SecretStr) -> SecretStr:
     url = value.get_secret_value()
     if not url.startswith("unix:///") and not _located(url, "redis", "rediss"):
-        raise ValueError("must be a URL that starts with redis://, rediss:// or unix:///")
+        raise ValueError(
+            "must be a URL that starts with redis://, rediss:// or unix:///; "
+            "special characters of a password are written as %XX"
+        )
+    path = urlsplit(url).path.strip("/")
+    if not url.startswith("unix:///") and path and not path.isdecimal():
+        raise ValueError("what follows the port must be the number of a database")
     return value
 
 
@@ -249,8 +255,8 @@ class ExactCacheSettings(_Section):
 
 
 class VectorCacheSettings(_Section):
-    """`deadline` covers the embedding and the search together. `index`, `m`, `ef_construction` and `ef` are for Redis
-    and Qdrant; `max_entries` is for FAISS, where an entry costs each worker 2 to 5 KB of memory."""
+    """`deadline` covers the embedding and the search together. `m`, `ef_construction` and `ef` are for Redis and
+    Qdrant, `index` for Redis; `max_entries` is for FAISS, where an entry costs each worker 2 to 5 KB of memory."""
 
     store: Text = "faiss"
     max_entries: Annotated[Integer, Field(ge=1)] = 50_000
@@ -552,6 +558,8 @@ def _contradictions(
         if name not in _LATER.get(seam, ()) and not _is_registered(seam, name):
             known = sorted(registry.names(seam))
             yield path, f"must be one of: {', '.join(known)}{_suggested(name, known)}"
+        elif (lacks := registry.not_installed(seam, name)) is not None:
+            yield path, f"{name} {lacks}"
     if embedder.kind == "onnx" and embedder.path is None and embedder.model not in _PACKAGED_MODELS:
         packaged = ", ".join(_PACKAGED_MODELS)
         yield (
@@ -562,8 +570,12 @@ def _contradictions(
         for key in ("base_url", "dimensions"):
             if getattr(embedder, key) is None:
                 yield f"cache.embedder.{key}", "is required with kind openai"
-    if settings.redis is not None and settings.redis.sentinel is not None and settings.redis.cluster:
-        yield "redis.cluster", "cannot be combined with redis.sentinel"
+    if settings.redis is not None and "redis" not in doubtful:
+        yield from _redis_contradictions(settings.redis)
+    if settings.qdrant is not None and settings.qdrant.ca_file is not None and "qdrant" not in doubtful:
+        yield from _missing_file("qdrant.ca_file", settings.qdrant.ca_file)
+        if settings.qdrant.url.startswith("http://"):
+            yield "qdrant.ca_file", "is for https://, and qdrant.url begins with http://"
     for section in ("upstreams", "models", "endpoints", "guardrails"):
         yield from _given_twice(section, [named.name for named in getattr(settings, section)])
     for at, upstream in enumerate(settings.upstreams):
@@ -589,6 +601,33 @@ def _contradictions(
         whole = f"guardrails.{at}" not in doubtful
         for position, rule in enumerate(policy.rules):
             yield from _rule_contradictions(f"guardrails.{at}.rules.{position}", rule, whole=whole)
+
+
+def _redis_contradictions(redis: RedisSettings) -> Iterator[tuple[str, str]]:
+    url, tls = redis.url.get_secret_value(), redis.tls
+    if redis.sentinel is not None and redis.cluster:
+        yield "redis.cluster", "cannot be combined with redis.sentinel"
+    if (redis.sentinel is not None or redis.cluster) and url.startswith("unix:"):
+        yield "redis.url", "must name a host: sentinels and clusters have no socket"
+    if redis.cluster and _database(url):
+        yield "redis.url", "must end without the number of a database: a cluster has database 0 only"
+    for name, file in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key)):
+        if file is not None:
+            yield from _missing_file(f"redis.tls.{name}", file)
+            if not url.startswith("rediss://"):
+                yield (
+                    f"redis.tls.{name}",
+                    "is for rediss://, and redis.url begins otherwise: nothing would be encrypted",
+                )
+    if tls.cert is not None and tls.key is None:
+        yield "redis.tls.key", "is required with redis.tls.cert"
+    if tls.key is not None and tls.cert is None:
+        yield "redis.tls.cert", "is required with redis.tls.key"
+
+
+def _database(url: str) -> int:
+    path = "" if url.startswith("unix:") else urlsplit(url).path.strip("/")
+    return int(path) if path.isdecimal() else 0
 
 
 def _upstream_contradictions(
@@ -732,8 +771,8 @@ _OF_DETECTORS = {
 _HEARS = "prompt_injection looks at what users write, and what tools and documents bring"
 _UNHEARD = frozenset({"output", "tool_args"})
 _UNBOUNDED = (
-    "streamed answers wait for their end: what it matches has white space and no longest form, or is tied to an end of "
-    "the text or a line; bound it, as in {0,100}"
+    "streamed answers wait from where a match may have begun, maybe to their end: what it matches has white space and "
+    "no longest form; bound it, as in {0,100}"
 )
 
 
@@ -839,11 +878,32 @@ def _lies_in(where: str, items: frozenset[str]) -> bool:
     return any(where.startswith(f"{item}.") for item in items)
 
 
+# Keys that say something to some stores, and what third parties make of them is theirs.
+_REMOTE = ("redis", "qdrant")
+_VECTOR_STORES = (*_REMOTE, "faiss", "flat")
+_OF_VECTOR_STORES = {
+    "index": ("redis",),
+    "m": _REMOTE,
+    "ef_construction": _REMOTE,
+    "ef": _REMOTE,
+    "max_entries": ("faiss",),
+}
+
+
 def _doubts(settings: Settings) -> Iterator[tuple[str, str]]:
     stores = {settings.cache.exact.store, settings.cache.vector.store}
     for section in ("redis", "qdrant"):
         if getattr(settings, section) is not None and section not in stores:
             yield section, "nothing uses it: set cache.exact.store or cache.vector.store"
+    vector = settings.cache.vector
+    if vector.store == "redis" and settings.redis is not None and _database(settings.redis.url.get_secret_value()):
+        yield (
+            "redis.url",
+            "the query engine of Redis knows database 0 only: vectors need a server with vector sets here",
+        )
+    for key, used_by in _OF_VECTOR_STORES.items():
+        if key in vector.model_fields_set and vector.store in _VECTOR_STORES and vector.store not in used_by:
+            yield f"cache.vector.{key}", f"has no effect with store: {vector.store}"
     if settings.server.workers > 1:
         if settings.cache.exact.store == "memory":
             yield "cache.exact.store", "each worker has a cache of its own; lmdb is shared"

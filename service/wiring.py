@@ -35,6 +35,7 @@ from service.caching.single_flight import Flights
 from service.context import Directives, Endpoint, Limits
 from service.pipeline.exact_tier import ExactTier
 from service.pipeline.gateway import Gateway
+from service.pipeline.health import READING
 from service.pipeline.lead import Leads
 from service.pipeline.screen import Screens
 from service.pipeline.semantic_tier import SemanticTier
@@ -71,8 +72,12 @@ _NEEDS_RESTART = (*(f"server.{name}" for name in _SERVER), *_SECTIONS)
 _LANDING = 5.0
 _COUNTING = 1.0
 _RECOUNT = 30.0
+_COUNTED_SHARE = 20  # of the time a count takes passes before the next
+_COUNT_AGAIN = 5.0  # after one that failed
 _AGREEING = 1.0
 _AGREE_AGAIN = 2.0
+_AGREED_FOR = 60.0
+_LOOK_AGAIN = 2.0
 _SECRET_BYTES = 32
 _STDERR = 2
 
@@ -87,8 +92,15 @@ class State(msgspec.Struct, frozen=True):
 
 
 class _Counted(NamedTuple):
-    sizes: Mapping[str, int]
-    at: float
+    """`sizes` None: it was never done. `until`: then they are counted again."""
+
+    sizes: Mapping[str, int] | None
+    until: float
+
+
+class _Counting(NamedTuple):
+    task: asyncio.Task[None]
+    since: float
 
 
 class Runtime:
@@ -118,7 +130,8 @@ class Runtime:
         self._leases: Leases | None = None
         self._leads: Leads | None = None
         self._alone = False  # its secret is not the one that others have
-        self._counted = _Counted({}, float("-inf"))
+        self._counted = _Counted(None, float("-inf"))
+        self._counting: _Counting | None = None
         self.keyring: Keyring
         self.exact: ExactTier
         self.semantic: SemanticTier | None = None
@@ -145,12 +158,11 @@ class Runtime:
             self._recorder = Recorder(target)
             self._recorder.start()
             self.metrics.records_dropped.follow(lambda: self._recorder.dropped if self._recorder else 0)
-        for component in self.tiers():
-            self.metrics.degraded.set((component,), 0)
         applied = await asyncio.to_thread(policies, settings, home)
         self.state = self._compiled(settings, applied, {}, {})
-        if self._alone:
-            self._spawn(self._agree_later(settings))
+        if chosen.store in _SHARED and settings.storage.secret is None:
+            self._spawn(self._stay_agreed(settings))
+        self._spawn(self._look_after())
         await self.group.start()
 
     def reload(self) -> None:
@@ -161,29 +173,31 @@ class Runtime:
 
     async def _reload(self) -> None:
         async with self._reloading:  # two signals at once: the second reads what the file is by then
-            old = self.state
             try:
                 settings = await asyncio.to_thread(reread, self._config, self._environ, self._settings)
-                if self.semantic is None and semantic_somewhere(settings):
-                    await self._open_semantic(settings)
-                same = {
-                    s.name: old.gateway.upstreams[s.name] for s in old.settings.upstreams if s in settings.upstreams
-                }
-                applied = await asyncio.to_thread(policies, settings, storage(settings))
-                standings = {name: old.gateway.standings[name] for name in same}
-                self.state = self._compiled(settings, applied, same, standings)
+                await self._put_into_effect(settings)
             except (ConfigError, BackendError) as error:
                 log_refused(error)
                 return
-            self._retired = [gateway for gateway in self._retired if gateway.users]
-            self._retired.append(old.gateway)
-            for name, upstream in old.gateway.upstreams.items():
-                if name not in same:
-                    old.gateway.standings[name].current = False
-                    if name not in self.state.gateway.upstreams:
-                        self.metrics.upstream_open.set((name,), 0)
-                    self._spawn(self._closed_when_idle(upstream))
             log.info("the configuration was read again")
+
+    async def _put_into_effect(self, settings: Settings) -> None:
+        """Raises `ConfigError` or `BackendError`; then what was in effect stays so."""
+        old = self.state
+        if self.semantic is None and semantic_somewhere(settings):
+            await self._open_semantic(settings)
+        same = {s.name: old.gateway.upstreams[s.name] for s in old.settings.upstreams if s in settings.upstreams}
+        applied = await asyncio.to_thread(policies, settings, storage(settings))
+        standings = {name: old.gateway.standings[name] for name in same}
+        self.state = self._compiled(settings, applied, same, standings)
+        self._retired = [gateway for gateway in self._retired if gateway.users]
+        self._retired.append(old.gateway)
+        for name, upstream in old.gateway.upstreams.items():
+            if name not in same:
+                old.gateway.standings[name].current = False
+                if name not in self.state.gateway.upstreams:
+                    self.metrics.upstream_open.set((name,), 0)
+                self._spawn(self._closed_when_idle(upstream))
 
     async def _closed_when_idle(self, upstream: Upstream) -> None:
         """Requests that began before a reload finish with the upstreams they began with, however many reloads ago."""
@@ -203,16 +217,52 @@ class Runtime:
         return tiers
 
     async def entries_by_endpoint(self) -> dict[str, int]:
-        """A remote store is counted once in a while: it has to walk over all its keys."""
-        if time.monotonic() > self._counted.at + _RECOUNT or self._settings.cache.exact.store in _IMMEDIATE:
-            with contextlib.suppress(BackendError, TimeoutError):  # a scrape goes on with the figure of before
-                async with asyncio.timeout(_COUNTING):
-                    self._counted = _Counted(await self.exact.store.sizes(), time.monotonic())
+        """As they were counted last; empty before the first count has ended.
+
+        A remote store walks over all its keys for it: that is done once in a
+        while, for as long as it takes, and waited for a second.
+        """
+        if self._counting is None and self._is_worth_counting():
+            self._counting = _Counting(self._spawn(self._count()), time.monotonic())
+        if self._counting is not None:
+            left = self._counting.since + _COUNTING - time.monotonic()
+            await asyncio.wait([self._counting.task], timeout=max(0.0, left))
+        if self._counted.sizes is None:
+            return {}
         entries = dict.fromkeys(self.state.gateway.endpoints, 0)
         for namespace, count in self._counted.sizes.items():
             endpoint = namespace.partition("/")[0]
             entries[endpoint] = entries.get(endpoint, 0) + count
         return entries
+
+    def count_again(self) -> None:
+        """Much has changed."""
+        self._counted = self._counted._replace(until=float("-inf"))
+
+    def _is_worth_counting(self) -> bool:
+        return time.monotonic() >= self._counted.until and not self.exact.health.failing(READING)
+
+    async def _count(self) -> None:
+        began = time.monotonic()
+        try:
+            sizes = await self.exact.store.sizes()
+            took = time.monotonic() - began
+            pause = 0.0 if self._settings.cache.exact.store in _IMMEDIATE else max(_RECOUNT, _COUNTED_SHARE * took)
+            self._counted = _Counted(sizes, time.monotonic() + pause)
+        except BackendError as error:
+            log.warning("the entries could not be counted: %s", error)
+            self._counted = self._counted._replace(until=time.monotonic() + _COUNT_AGAIN)
+        finally:
+            self._counting = None
+
+    async def _look_after(self) -> None:
+        """Who has no traffic, or another worker has it all, hears of a recovery too."""
+        while True:
+            await asyncio.sleep(_LOOK_AGAIN)
+            if self.exact.health.failing(READING):
+                await self.exact.look()
+            if self.semantic is not None:
+                await self.semantic.look()
 
     async def close(self) -> None:
         """Lets entries being written land, then closes everything."""
@@ -222,12 +272,16 @@ class Runtime:
         await self.group.close()
         for upstream in self.state.gateway.upstreams.values():
             await upstream.close()
-        if self.semantic is not None:
-            await self.semantic.embedder.close()
-            await self.semantic.vectors.close()
+        closing = [self.exact.store.close]
         if self._leases is not None:
-            await self._leases.close()
-        await self.exact.store.close()
+            closing.append(self._leases.close)
+        if self.semantic is not None:
+            closing += [self.semantic.embedder.close, self.semantic.vectors.close]
+        for close in reversed(closing):
+            try:
+                await close()
+            except BackendError as error:
+                log.warning("a store could not be closed in order: %s", error)
         self.keyring.close()
         if self._recorder is not None:
             await asyncio.to_thread(self._recorder.close)
@@ -255,6 +309,7 @@ class Runtime:
         except (BackendError, TimeoutError) as error:
             reason = str(error) or "it did not answer in time"
             log.warning("the shared store is not there, masks are this gateway's own for now: %s", reason)
+            self.exact.health.failed(READING, error)
             self._alone = True
             return own
 
@@ -264,15 +319,20 @@ class Runtime:
         async with asyncio.timeout(_AGREEING):
             return await shared_secret(_redis(settings), "secret", lambda: own)
 
-    async def _agree_later(self, settings: Settings) -> None:
-        while self._alone:
-            await asyncio.sleep(_AGREE_AGAIN)
-            with contextlib.suppress(BackendError, TimeoutError):
-                secret = await self._agreed(settings, self._secret)
+    async def _stay_agreed(self, settings: Settings) -> None:
+        """A server that lost or evicted the secret is given it back; one that has another meanwhile is right."""
+        while True:
+            await asyncio.sleep(_AGREE_AGAIN if self._alone else _AGREED_FOR)
+            own = self._secret
+            try:
+                self._secret = await self._agreed(settings, own)
                 self._alone = False
-        if secret != self._secret:
-            self._secret = secret
-            await self._reload()
+                if self._secret != own:
+                    async with self._reloading:
+                        await self._put_into_effect(self.state.settings)
+            except (ConfigError, BackendError, TimeoutError) as error:
+                self._secret = own
+                log.debug("no secret is agreed on: %s", error)
 
     def _compiled(
         self,
@@ -319,10 +379,11 @@ class Runtime:
             cors_origins=frozenset(settings.server.cors_origins),
         )
 
-    def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
+    def _spawn(self, work: "asyncio._CoroutineLike[None]") -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)

@@ -10,7 +10,6 @@ as well, only frees the memory. What goes when the server is full is its
 
 import asyncio
 import math
-import re
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from redis.asyncio import RedisCluster
 
 from backends.exact.base import Stored
 from backends.redis_address import RedisAddress
-from backends.redis_client import backend_errors, connect
+from backends.redis_client import backend_errors, connect, keys, literal
 from backends.redis_rounds import Rounds
 from models.errors import BackendError, StoreFull
 
@@ -29,7 +28,6 @@ _ENCODING, _SURROGATES = "utf-8", "surrogatepass"  # JSON can hold half a surrog
 _LONGEST_TTL = 1e11  # seconds; the server counts milliseconds in 64 bits
 _ROUND = 128  # commands that share a round trip
 _ROUNDS = 2  # on their way at once: a large value holds up one of them
-_PAGE = 1_000  # keys a step of a scan looks at
 _VALUES_PAGE = 32  # values held at once by who walks over all of them
 
 _Command = tuple[bytes | str | int, ...]
@@ -128,8 +126,7 @@ class RedisStore:
         """Safe to repeat."""
         if not self._closed:
             self._closed = True
-            await self._reads.over()
-            await self._writes.over()
+            await asyncio.gather(self._reads.over(), self._writes.over())
             with backend_errors():
                 await self._client.aclose()
 
@@ -165,36 +162,16 @@ class RedisStore:
     async def _names(self, prefix: str) -> AsyncIterator[list[bytes]]:
         """The server's keys of a namespace and of all below it, each once, in pages."""
         start = self._base + _escaped(prefix)
-        pattern = re.sub(rb"([\\*?\[\]^-])", rb"\\\1", start) + (b"[/\x00]*" if prefix else b"*")
+        pattern = literal(start) + (b"[/\x00]*" if prefix else b"*")
         ends = (start + b"/", start + b"\x00") if prefix else (start,)
-        seen: set[int] = set()  # a server that makes its table smaller meanwhile tells some twice
-        async for page in self._pages(pattern):
-            names = []
-            for name in page:
-                if name.startswith(ends) and 0 in name and (mark := hash(name)) not in seen:
-                    seen.add(mark)
-                    names.append(name)
-            if names:
+        pages = keys(self._client, pattern)
+        while True:
+            with backend_errors():
+                page = await anext(pages, None)
+            if page is None:
+                return
+            if names := [name for name in page if name.startswith(ends) and _is_ours(name)]:
                 yield names
-
-    async def _pages(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
-        with backend_errors():
-            nodes: list[dict[str, Any]] = [{}]
-            if self._cluster is not None:
-                await self._cluster.initialize()
-                nodes = [{"target_nodes": node} for node in self._cluster.get_primaries()]
-        for node in nodes:
-            cursor: Any = 0
-            while True:
-                with backend_errors():
-                    cursor, page = await self._client.execute_command(
-                        "SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE, **node
-                    )
-                if isinstance(cursor, dict):  # a cluster's, by node
-                    (cursor,) = cursor.values()
-                yield page
-                if not cursor:
-                    break
 
     def _name(self, namespace: str, key: str) -> bytes:
         return b"".join((self._base, _escaped(namespace), b"\x00", key.encode(_ENCODING, _SURROGATES)))
@@ -203,6 +180,14 @@ class RedisStore:
         space, _, key = name[len(self._base) :].partition(b"\x00")
         space = space.replace(b"\x01\x01", b"\x00").replace(b"\x01\x02", b"\x01")
         return space.decode(_ENCODING, _SURROGATES), key.decode(_ENCODING, _SURROGATES)
+
+
+def _is_ours(name: bytes) -> bool:
+    """Others may write below the prefix, too."""
+    try:
+        return 0 in name and bool(name.decode(_ENCODING, _SURROGATES))
+    except UnicodeDecodeError:
+        return False
 
 
 def _expires_at(kept: bytes) -> float:

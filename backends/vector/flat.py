@@ -44,7 +44,7 @@ class FlatStore:
         if not entries:
             return []
         similarities = np.vecdot(np.stack([entry.vector for entry in entries.values()]), vector)
-        closest = np.argsort(-similarities, kind="stable")[:limit]
+        closest = np.argsort(-similarities, kind="stable")[: max(limit, 0)]
         ids = list(entries)
         return [
             Neighbor(ids[row], max(-1.0, min(1.0, float(similarities[row]))), entries[ids[row]].payload)

@@ -23,6 +23,9 @@ from models.errors import BackendError, ConfigError
 _CONNECTIONS = 32
 _NEVER = 1e15  # JSON has no infinity
 _EXACT_KILOBYTES = 10_000  # of vectors: fewer are compared one by one, as 6,600 of 384 dimensions are
+_HASH = 16  # bytes
+_MOST = 1_000_000  # neighbours a search
+_LENGTHS = (0.99, 1.01)  # of a unit vector, squared
 _PAGE = 64  # entries; with their payloads
 _SWEEP_SECONDS = 30.0
 _SWEEP_STEP = 1_000  # entries a call, so that searches get in between
@@ -170,10 +173,12 @@ class QdrantStore:
 
     async def nearest(self, namespace: str, vector: Vector, *, limit: int) -> Sequence[Neighbor]:
         query = self._checked(vector).copy()
-        space = _space(namespace)
+        if limit <= 0:
+            return []
+        space, most = _space(namespace), min(limit, _MOST)
         found = await self._run(
             lambda points: points.query(
-                self._collection, query, space=space, now=self._clock(), limit=limit, ef=max(self._ef, limit)
+                self._collection, query, space=space, now=self._clock(), limit=most, ef=max(self._ef, most)
             )
         )
         return [_neighbor(similarity, entry) for similarity, entry in found]
@@ -263,6 +268,10 @@ class QdrantStore:
     def _checked(self, vector: Vector) -> Vector:
         if vector.shape != (self.dimensions,):
             raise ValueError(f"expected a vector of {self.dimensions} dimensions, got shape {vector.shape}")
+        # One of NaN would be kept, and told as the same as every question.
+        wide = vector.astype(np.float64)
+        if not _LENGTHS[0] < float(wide @ wide) < _LENGTHS[1]:
+            raise ValueError("expected a unit vector")
         return vector
 
     # The collection.
@@ -385,7 +394,7 @@ def _result(kind: type[T], answer: bytes) -> T:
 
 def _neighbor(similarity: float, entry: bytes) -> Neighbor:
     _, entry_id, payload = _unpacked(entry)
-    return Neighbor(_text(entry_id), max(-1.0, min(1.0, similarity)), payload)
+    return Neighbor(_text(entry_id), min(1.0, max(-1.0, similarity)), payload)  # NaN, which others may write, is -1
 
 
 def _stored(record: _Record) -> StoredVector:
@@ -413,8 +422,12 @@ def _below(prefix: str) -> list[dict[str, Any]]:
 
 def _path(namespace: str) -> list[str]:
     """The hash of the namespace and of each that it is below of."""
-    steps = namespace.split("/")
-    return [_space("/".join(steps[: end + 1])) for end in range(len(steps))]
+    hashed = hashlib.blake2b(digest_size=_HASH)
+    path = []
+    for number, step in enumerate(_bytes(namespace).split(b"/")):
+        hashed.update(b"/" * bool(number) + step)
+        path.append(hashed.copy().hexdigest())
+    return path
 
 
 def _space(namespace: str) -> str:
@@ -426,7 +439,7 @@ def _point_id(space: str, entry_id: str) -> str:
 
 
 def _digest(text: str) -> str:
-    return hashlib.blake2b(_bytes(text), digest_size=16).hexdigest()
+    return hashlib.blake2b(_bytes(text), digest_size=_HASH).hexdigest()
 
 
 def _bytes(text: str) -> bytes:

@@ -20,6 +20,9 @@ from backends.vector.redis_sets import COMMANDS as SET_COMMANDS
 from backends.vector.redis_sets import VectorSets
 from models.errors import BackendError
 
+_MOST = 1_000_000  # neighbours a search: the query engine refuses more
+_LENGTHS = (0.99, 1.01)  # of a unit vector, squared
+
 # By itself, and in a script.
 _UNKNOWN_COMMAND = re.compile(r"(?i)(err )?unknown( redis)? command")
 
@@ -73,7 +76,7 @@ class RedisVectorStore:
         if limit <= 0:
             return []
         with self._errors():
-            return await (await self._engine()).nearest(namespace, query, limit=limit)
+            return await (await self._engine()).nearest(namespace, query, limit=min(limit, _MOST))
 
     async def delete(self, namespace: str, entry_id: str) -> None:
         with self._errors():
@@ -142,7 +145,6 @@ class RedisVectorStore:
                 ef_construction=self._ef_construction,
                 ef=self._ef,
                 clock=self._clock,
-                cluster=self._address.cluster,
             )
         if searches:
             raise BackendError(
@@ -166,4 +168,8 @@ class RedisVectorStore:
     def _checked(self, vector: Vector) -> Vector:
         if vector.shape != (self.dimensions,):
             raise ValueError(f"expected a vector of {self.dimensions} dimensions, got shape {vector.shape}")
+        # One that is none would be as near to every question, or to no question, whatever it is.
+        wide = vector.astype(np.float64)
+        if not _LENGTHS[0] < float(wide @ wide) < _LENGTHS[1]:
+            raise ValueError("expected a unit vector")
         return np.ascontiguousarray(vector, dtype=np.float32)

@@ -1,14 +1,16 @@
 """Commands of many tasks to one Redis, several in a round trip."""
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from redis.asyncio import RedisCluster
 
-from backends.redis_client import Client
+from backends.redis_client import Client, keys, literal
 from backends.redis_rounds import Rounds
 
 _ROUND = 16  # commands that share a round trip: a search of a large index takes a millisecond
+_PAGE = 200  # keys of a walk
 _ROUNDS = 4  # on their way at once: a large payload holds up one of them
 
 Command = tuple[bytes | str | int, ...]
@@ -68,6 +70,12 @@ class Commands:
             replies: list[Any] = await pipeline.execute(raise_on_error=False)
             return replies
 
+    async def keys(self, start: str, end: str) -> AsyncIterator[list[bytes]]:
+        """All keys of the server that begin and end so, each once, in pages."""
+        async for page in keys(self._client, literal(start.encode()) + b"*" + literal(end.encode())):
+            for first in range(0, len(page), _PAGE):
+                yield page[first : first + _PAGE]
+
     @property
     def database(self) -> int | None:
         """Its number; None in a cluster."""
@@ -76,6 +84,5 @@ class Commands:
         return int(self._client.connection_pool.connection_kwargs.get("db") or 0)
 
     async def close(self) -> None:
-        await self._reads.over()
-        await self._writes.over()
+        await asyncio.gather(self._reads.over(), self._writes.over())
         await self._client.aclose()

@@ -6,6 +6,7 @@ Names are hashes, as the texts may be of any length and say anything.
 import math
 from hashlib import blake2b
 
+_SHORT = 12  # bytes
 _LONGEST_TTL = 1e11  # seconds; the server counts milliseconds in 64 bits
 
 
@@ -20,7 +21,7 @@ def decoded(text: bytes) -> str:
 
 def short(text: str) -> str:
     """24 hexadecimal digits: nothing in them means anything to a query, a key or a cluster."""
-    return blake2b(encoded(text), digest_size=12).hexdigest()
+    return blake2b(encoded(text), digest_size=_SHORT).hexdigest()
 
 
 def space(revision: str, dimensions: int) -> str:
@@ -29,9 +30,13 @@ def space(revision: str, dimensions: int) -> str:
 
 
 def ancestry(namespace: str) -> list[str]:
-    """The namespace and every one above it: what a prefix may be that clears it."""
-    parts = namespace.split("/")
-    return ["/".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    """The short names of every namespace above it and its own: what a prefix may be that clears it."""
+    hashed = blake2b(digest_size=_SHORT)
+    names = []
+    for number, part in enumerate(encoded(namespace).split(b"/")):
+        hashed.update(b"/" * bool(number) + part)
+        names.append(hashed.copy().hexdigest())
+    return names
 
 
 def lifetime(ttl: float | None) -> int | None:

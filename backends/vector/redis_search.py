@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import math
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -18,7 +17,6 @@ from models.errors import BackendError
 COMMANDS = ("FT.SEARCH", "FT.CREATE", "FT.INFO", "FT.EXPLAIN")
 
 _PAGE = 200  # keys a reply
-_SCAN_PAGE = 1_000  # keys looked at for one
 _ENTRIES_PAGE = 32  # a payload may have a megabyte
 _POLL_SECONDS = 0.05
 
@@ -85,7 +83,7 @@ class SearchIndex:
     async def upsert(self, namespace: str, entry_id: str, vector: Vector, payload: bytes, *, ttl: float | None) -> None:
         milliseconds = lifetime(ttl)
         fields: list[bytes | str] = ["vector", vector.tobytes(), "ns", short(namespace)]
-        fields += ["path", ",".join(map(short, ancestry(namespace)))]
+        fields += ["path", ",".join(ancestry(namespace))]
         fields += ["expires", repr(math.inf if ttl is None else self._clock() + ttl)]
         fields += ["namespace", encoded(namespace), "id", encoded(entry_id), "payload", payload]
         key, life = self._key(namespace, entry_id), -1 if milliseconds is None else milliseconds
@@ -113,35 +111,31 @@ class SearchIndex:
         await self._commands.write("UNLINK", self._key(namespace, entry_id))
 
     async def clear(self, prefix: str) -> int:
-        count = 0
+        count = met = 0
+        most: int | None = None
         last: list[bytes] = []
-        while True:
+        while most is None or met < most:
             now = self._clock()
             query = (_below(prefix), "RETURN", 1, "expires", "LIMIT", 0, _PAGE, "TIMEOUT", 0)
-            _, *found = await self._with_index(lambda query=query: self._command("FT.SEARCH", *query))  # type: ignore[misc]
+            total, *found = await self._with_index(lambda query=query: self._command("FT.SEARCH", *query))  # type: ignore[misc]
+            # The oldest come first; who waits for the last of those that others go on writing would wait for ever.
+            most = most or 2 * int(total)
             keys = found[::2]
             if not keys or keys == last:  # the same again: they expired, and the server has not noticed
-                return count
+                break
             removed = await self._commands.page([("UNLINK", key) for key in keys])
             for fields, gone in zip(found[1::2], removed, strict=True):
                 count += bool(gone and fields and float(fields[1]) > now)
-            last = keys
+            last, met = keys, met + len(keys)
+        return count
 
     async def entries(self, prefix: str) -> AsyncIterator[StoredVector]:
         """Walks over all keys of the database: a cursor of the query engine loses some where others write."""
         wanted, below = ("namespace", "id", "vector", "payload", "expires"), short(prefix).encode()
-        pattern = re.sub(r"([\\*?\[\]^-])", r"\\\1", self._name) + ":*"
-        seen: set[int] = set()  # a scan may come by twice
-        cursor: int | None = None
-        while cursor != 0:
-            cursor, page = await self._commands.read("SCAN", cursor or 0, "MATCH", pattern, "COUNT", _SCAN_PAGE)
-            fresh = [key for key in page if hash(key) not in seen]
-            seen.update(map(hash, fresh))
-            paths = await self._commands.page([("HGET", key, "path") for key in fresh])
+        async for keys in self._commands.keys(f"{self._name}:", ""):
+            paths = await self._commands.page([("HGET", key, "path") for key in keys])
             mine = [
-                key
-                for key, path in zip(fresh, paths, strict=True)
-                if path and (not prefix or below in path.split(b","))
+                key for key, path in zip(keys, paths, strict=True) if path and (not prefix or below in path.split(b","))
             ]
             for start in range(0, len(mine), _ENTRIES_PAGE):
                 some = mine[start : start + _ENTRIES_PAGE]

@@ -1,9 +1,9 @@
 """Vectors in the vector sets of Redis 8: one set a namespace, not quantised.
 
 Beside each set are a hash with what its elements stand for, of which the
-server removes what expired, and a sorted set with the times at which they
-expire. The names of all namespaces are in one more sorted set, by the time at
-which their last entry expires.
+server removes what expired, and with the namespace's name; and a sorted set
+with the times at which they expire. A server that may evict takes any of the
+three, and then the other two go as well, at the next search or write.
 """
 
 import math
@@ -22,34 +22,43 @@ from models.errors import BackendError
 
 COMMANDS = ("VADD", "VSIM", "VREM", "VEMB", "VCARD", "HPEXPIRE")
 
-_PAGE = 200  # names a reply
 _ENTRIES_PAGE = 32  # a payload may have a megabyte
 _FRAME = struct.Struct(">dI")  # when it expires, how long its id is
 
 # Each is one round trip, and nobody sees it half done. What expired is swept with the writes: four at a time keep up
-# with any rate of them. The keys of a namespace go when its last entry expires.
+# with any rate of them. The keys of a namespace go when its last entry expires or is deleted. A set keeps the `M` that
+# it was made with, and refuses another.
 _UPSERT = """
-local set, frames, times, names = unpack(KEYS)
+local set, frames, times = unpack(KEYS)
 local element, vector, frame, expires, ttl, now, m, effort, namespace = unpack(ARGV)
 for _, old in ipairs(redis.call('ZRANGEBYSCORE', times, '-inf', now, 'LIMIT', 0, 4)) do
   redis.call('VREM', set, old)
   redis.call('HDEL', frames, old)
   redis.call('ZREM', times, old)
 end
+if redis.call('EXISTS', set, frames, times) < 3 then
+  redis.call('UNLINK', set, frames, times)
+end
 local left = {}
 for i, key in ipairs(KEYS) do
   left[i] = redis.call('PTTL', key)
 end
-redis.call('VADD', set, 'FP32', vector, element, 'NOQUANT', 'EF', effort,
-  'SETATTR', '{"e":' .. (expires == 'inf' and '1e300' or expires) .. '}', 'M', m)
-redis.call('HSET', frames, element, frame)
+local function add(links)
+  return redis.pcall('VADD', set, 'FP32', vector, element, 'NOQUANT', 'EF', effort,
+    'SETATTR', '{"e":' .. (expires == 'inf' and '1e300' or expires) .. '}', 'M', links)
+end
+local added = add(m)
+if type(added) == 'table' and added.err and string.find(added.err, 'M value') then
+  local made = redis.call('VINFO', set)
+  for i = 1, #made, 2 do
+    if made[i].ok == 'hnsw-m' then added = add(made[i + 1]) end
+  end
+end
+if type(added) == 'table' and added.err then return added end
+redis.call('HSET', frames, '', namespace, element, frame)
 redis.call('ZADD', times, expires, element)
 if ttl ~= '' then
   redis.call('HPEXPIRE', frames, ttl, 'FIELDS', 1, element)
-end
-if names then
-  redis.call('ZADD', names, 'GT', expires, namespace)
-  redis.call('ZREMRANGEBYSCORE', names, '-inf', now)
 end
 for i, key in ipairs(KEYS) do
   if ttl == '' then
@@ -66,8 +75,12 @@ _NEAREST = """
 local set, frames, times = KEYS[1], KEYS[2], KEYS[3]
 local vector, limit, effort, now, exact = unpack(ARGV)
 local size = redis.call('VCARD', set)
-if size == 0 then return {} end
-local call = {'VSIM', set, 'FP32', vector, 'WITHSCORES', 'COUNT', limit}
+if redis.call('EXISTS', set, frames, times) < 3 then
+  redis.pcall('UNLINK', set, frames, times)
+  return {}
+end
+-- More than there are would have the server ask for memory for all of them.
+local call = {'VSIM', set, 'FP32', vector, 'WITHSCORES', 'COUNT', math.min(limit, size)}
 local function add(...) for _, word in ipairs({...}) do call[#call + 1] = word end end
 if size <= tonumber(exact) then add('TRUTH') else add('EF', effort) end
 if redis.call('ZCOUNT', times, '-inf', now) > 0 then add('FILTER', '.e > ' .. now, 'FILTER-EF', size) end
@@ -87,7 +100,7 @@ _ENTRIES = """
 local cursor, page = unpack(redis.call('HSCAN', KEYS[2], ARGV[1], 'COUNT', ARGV[2]))
 local found = {}
 for i = 1, #page, 2 do
-  local vector = redis.call('VEMB', KEYS[1], page[i], 'RAW')
+  local vector = page[i] ~= '' and redis.call('VEMB', KEYS[1], page[i], 'RAW')
   if vector then found[#found + 1] = {page[i], page[i + 1], vector[2], vector[3]} end
 end
 return {cursor, found}
@@ -97,12 +110,14 @@ _DELETE = """
 redis.call('VREM', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
+if redis.call('VCARD', KEYS[1]) == 0 then
+  redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3])
+end
 """
 
 _CLEAR = """
 local live = redis.call('ZCOUNT', KEYS[3], '(' .. ARGV[1], '+inf')
 redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3])
-if KEYS[4] then redis.call('ZREM', KEYS[4], ARGV[2]) end
 return live
 """
 
@@ -121,7 +136,6 @@ class VectorSets:
         ef_construction: int,
         ef: int,
         clock: Callable[[], float],
-        cluster: bool,
         exact: int = 1_000,
     ) -> None:
         self._commands = commands
@@ -129,10 +143,8 @@ class VectorSets:
         self._ef_construction = ef_construction
         self._ef = ef
         self._clock = clock
-        self._cluster = cluster
         self._exact = exact
         self._base = f"{prefix}:s:{space(revision, dimensions)}"
-        self._names = f"{self._base}:names"
 
     async def load(self) -> None:
         """There is nothing to make or to wait for."""
@@ -140,16 +152,12 @@ class VectorSets:
     async def upsert(self, namespace: str, entry_id: str, vector: Vector, payload: bytes, *, ttl: float | None) -> None:
         now = self._clock()
         expires_at, life = math.inf if ttl is None else now + ttl, lifetime(ttl)
-        name, space_name = encoded(entry_id), encoded(namespace)
+        name = encoded(entry_id)
         frame = b"".join((_FRAME.pack(expires_at, len(name)), name, payload))
         await self._write(
             *(_UPSERT, namespace, short(entry_id), vector.tobytes(), frame, repr(expires_at)),
-            *("" if life is None else life, repr(now), self._m, self._ef_construction, space_name),
+            *("" if life is None else life, repr(now), self._m, self._ef_construction, encoded(namespace)),
         )
-        if self._cluster:
-            # After the entry, as `clear` removes the name before the entries: what is there has a name.
-            await self._commands.write("ZADD", self._names, "GT", repr(expires_at), space_name)
-            await self._commands.write("ZREMRANGEBYSCORE", self._names, "-inf", repr(now))
 
     async def nearest(self, namespace: str, vector: Vector, *, limit: int) -> Sequence[Neighbor]:
         effort = max(self._ef, limit)
@@ -172,9 +180,7 @@ class VectorSets:
     async def clear(self, prefix: str) -> int:
         count = 0
         async for namespace in self._namespaces(prefix):
-            if self._cluster:
-                await self._commands.write("ZREM", self._names, encoded(namespace))
-            count += await self._write(_CLEAR, namespace, repr(self._clock()), encoded(namespace))
+            count += await self._write(_CLEAR, namespace, repr(self._clock()))
         return count
 
     async def entries(self, prefix: str) -> AsyncIterator[StoredVector]:
@@ -193,10 +199,8 @@ class VectorSets:
 
     async def count(self) -> int:
         count, now = 0, repr(self._clock())
-        names = [namespace async for namespace in self._namespaces("")]
-        for first in range(0, len(names), _PAGE):
-            times = [self._keys(namespace)[2] for namespace in names[first : first + _PAGE]]
-            count += sum(await self._commands.page([("ZCOUNT", key, f"({now}", "+inf") for key in times]))
+        async for keys in self._commands.keys(f"{self._base}:", ":times"):
+            count += sum(await self._commands.page([("ZCOUNT", key, f"({now}", "+inf") for key in keys]))
         return count
 
     def _keys(self, namespace: str) -> tuple[str, str, str]:
@@ -205,8 +209,7 @@ class VectorSets:
         return f"{base}:set", f"{base}:entries", f"{base}:times"
 
     async def _write(self, script: str, namespace: str, *arguments: bytes | str | int) -> Any:
-        """In a cluster without the names of namespaces, which are on another node."""
-        keys = self._keys(namespace) if self._cluster else (*self._keys(namespace), self._names)
+        keys = self._keys(namespace)
         with self._own_vectors():
             return await self._commands.write("EVAL", script, len(keys), *keys, *arguments)
 
@@ -223,14 +226,12 @@ class VectorSets:
             ) from error
 
     async def _namespaces(self, prefix: str) -> AsyncIterator[str]:
-        seen: set[str] = set()
-        cursor: int | None = None
-        while cursor != 0:
-            cursor, page = await self._commands.read("ZSCAN", self._names, cursor or 0, "COUNT", _PAGE)
-            for name, _ in page:
+        async for keys in self._commands.keys(f"{self._base}:", ":entries"):
+            for name in await self._commands.page([("HGET", key, "") for key in keys]):
+                if name is None:
+                    continue  # gone since
                 namespace = decoded(name)
-                if namespace not in seen and (not prefix or namespace == prefix or namespace.startswith(f"{prefix}/")):
-                    seen.add(namespace)
+                if not prefix or namespace == prefix or namespace.startswith(f"{prefix}/"):
                     yield namespace
 
 

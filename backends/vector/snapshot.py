@@ -62,6 +62,7 @@ def write(directory: Path, title: Title, graph: Any, tables: Tables, *, identity
             checksum = _checksum(file)
             about = (_MAGIC, _VERSION, graph.d, identity, *title, length, rows, nodes, strays, checksum)
             file.write(_FOOTER.pack(*about))
+        unfinished.chmod(0o600)  # what was asked can be told from vectors
         unfinished.replace(directory / _file_name(title))
     finally:
         unfinished.unlink(missing_ok=True)

@@ -10,13 +10,13 @@ from itertools import accumulate
 from typing import Literal, NamedTuple
 
 from guardrails import checksums, pii_patterns
-from guardrails.patterns import Match, Pattern, PatternSet
+from guardrails.patterns import Match, Pattern, PatternSet, opened
 from guardrails.pii_patterns import NUMBERS, TOKENS, WORDS, Number
 from guardrails.unfinished import Growing, Unfinished
 from models.finding import Finding, Segment
 
 # Whatever changes what is found, other than the patterns, raises it.
-_LOGIC = 2
+_LOGIC = 3
 _LEAST = 0.5
 _BEFORE = 40  # characters before a number, and after it, in which a word says what it is
 _AFTER = 32
@@ -172,7 +172,7 @@ class _Text:
     __slots__ = ("_bare", "_near", "folded", "original", "plain", "role")
 
     def __init__(self, segment: Segment) -> None:
-        self.original = self.folded = self.plain = segment.text
+        self.original = self.folded = self.plain = opened(segment.text)
         self.role = segment.role
         self._bare: bool | None = None
         self._near: tuple[tuple[int, int], Collection[str]] = ((-1, -1), ())
@@ -775,7 +775,9 @@ def _phone(text: _Text, start: int, end: int, last: bool, found: list[_Found]) -
             return
     if verdict == "weak" and raw.isdigit() and not 8 <= len(raw) <= 12:
         return
-    if verdict:
+    if verdict == "weak":
+        strength = max(0.6, strength)  # less than a number whose own name stands there
+    elif verdict:
         strength = min(0.95, max(0.7, strength + 0.15))
     elif strength < _LEAST and text.bare and _answers(raw):
         strength = _LEAST

@@ -6,19 +6,20 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from guardrails import checksums_tokens
 from guardrails.expression import NotUnderstood
 from guardrails.gitleaks import SHIPPED, Allowed, Rule, compiled, load
-from guardrails.patterns import LONG, Match, Pattern, PatternSet
+from guardrails.patterns import LONG, Match, Pattern, PatternSet, opened
 from guardrails.unfinished import Growing, Unfinished
 from models.finding import Finding, Segment
 
 BLOCK_CAP = 16 * 1024
 """No key is longer, in code points."""
 
-_VERSION = "2"  # changes when the same rules may find something else
+_VERSION = "3"  # changes when the same rules may find something else
 _CONTEXT = 256  # before a secret; where a match may begin earlier, a stream waits from its beginning
 _OPEN_CAP = 15 * 1024  # no manifest is longer, and nothing else a stream has to wait for: it can hold so much
 _LINE_CAP = 1000  # of what an allowlist for lines gets to see on either side
@@ -86,9 +87,13 @@ class SecretsDetector:
         return found
 
     def scan(self, segment: Segment) -> list[Finding]:
-        """The same for one text, for those who are in a thread of their own."""
-        text = segment.text
-        found: list[Finding] = []
+        """The same for one text, for those who are in a thread of their own.
+
+        In the order of the text; where several rules find the same, the one that comes first in the file is first:
+        the shipped rules for formats come before those for names.
+        """
+        text = opened(segment.text)
+        found: list[tuple[int, int, int, Finding]] = []
         done: dict[int, int] = {}  # for each rule with an extent, up to where the text is reported
         for match in self._patterns.scan(text):
             rule = self._rules[match.pattern]
@@ -108,11 +113,14 @@ class SecretsDetector:
                 secret = text[start:end]
                 if secret and not self._excused(text, match, rule, secret):
                     confidence = _confidence(rule, secret)
-                    found.append(Finding(segment.index, rule.kind, start, end, confidence, rule.id))
-        return found
+                    finding = Finding(segment.index, rule.kind, start, end, confidence, rule.id)
+                    found.append((start, end, match.pattern, finding))
+        found.sort(key=itemgetter(0, 1, 2))
+        return [finding for *_, finding in found]
 
     def _open_from(self, text: str) -> int:
         """From where on `text` may be part of a secret that is not whole yet; its length where nothing is open."""
+        text = opened(text)
         least = max(0, len(text) - _OPEN_CAP)
         start = least + self._unfinished.open_from(text[least:]) if self._unfinished is not None else len(text)
         return min(start, _open_manifest(text)) if self._manifests else start
@@ -127,7 +135,8 @@ class SecretsDetector:
         start, end = match.groups[0]
         whole = text[start:end]
         line = _line(text, match) if any(allowed.target == "line" for allowed in rule.allowed) else ""
-        return any(allowed.covers(secret=secret, match=whole, line=line) for allowed in rule.allowed)
+        name = text[start : match.start]
+        return any(allowed.covers(secret=secret, match=whole, line=line, name=name) for allowed in rule.allowed)
 
 
 @lru_cache(maxsize=4)

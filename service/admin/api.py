@@ -124,12 +124,14 @@ def management(runtime: Runtime) -> FastAPI:
     @app.delete(f"{PREFIX}/cache", summary="Remove the entries of one endpoint", **guarded)
     async def clear_cache(endpoint: Annotated[str, Query(min_length=1)]) -> Cleared:
         # Also what an endpoint left behind that the configuration no longer has.
-        known = await runtime.entries_by_endpoint()
-        if endpoint not in known:
+        stores = Stores(runtime.exact.store, None if runtime.semantic is None else runtime.semantic.vectors)
+        entries = await cleared(stores, Selection(endpoint=endpoint))
+        runtime.count_again()
+        known = runtime.state.gateway.endpoints
+        if not entries and endpoint not in known:
             raise RequestError(
                 f"no endpoint of that name; known: {', '.join(sorted(known))}", code="not_found", param="endpoint"
             )
-        stores = Stores(runtime.exact.store, None if runtime.semantic is None else runtime.semantic.vectors)
-        return Cleared(entries=await cleared(stores, Selection(endpoint=endpoint)))
+        return Cleared(entries=entries)
 
     return app

@@ -1,4 +1,6 @@
-"""The field `model` of a form (RFC 7578), and where it lies in the body."""
+"""What a form (RFC 7578) says in its fields, and where the model lies in the body."""
+
+from collections.abc import Mapping
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -11,6 +13,30 @@ _MAX_PARTS = 1000
 def model_span(body: bytes, content_type: bytes) -> tuple[int, int] | None:
     """Where the value lies, None where there is no such field. Raises `RequestError` for what is no form, and for one
     that names two models: the gateway and the provider must not read different ones."""
+    reading, _ = _read(body, content_type)
+    if len(reading.models) > 1:
+        raise RequestError("the form names more than one model", param="model")
+    return reading.models[0] if reading.models else None
+
+
+def texts(body: bytes, content_type: bytes) -> list[bytes]:
+    """The values of its fields, but for the model and for files. Raises `RequestError` for what is no form."""
+    return _read(body, content_type)[0].texts
+
+
+def rewritten(body: bytes, content_type: bytes, values: Mapping[bytes, bytes]) -> bytes:
+    """With other values, by what they were. Raises `RequestError` where another reader might still find an old one."""
+    reading, boundary = _read(body, content_type)
+    end = b"\r\n--" + boundary
+    for old, new in values.items():
+        body = body.replace(b"\r\n\r\n" + old + end, b"\r\n\r\n" + new + end)
+    if _read(body, content_type)[0].texts != [values.get(text, text) for text in reading.texts]:
+        raise RequestError("the form cannot be read", param="body")
+    return body
+
+
+def _read(body: bytes, content_type: bytes) -> tuple["_Reading", bytes]:
+    """And the boundary."""
     media_type, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if media_type != b"multipart/form-data" or not boundary:
@@ -35,9 +61,7 @@ def model_span(body: bytes, content_type: bytes) -> tuple[int, int] | None:
         raise RequestError("the form cannot be read", param="body") from None
     if not reading.whole:
         raise RequestError("the form has no end", param="body")
-    if len(reading.models) > 1:
-        raise RequestError("the form names more than one model", param="model")
-    return reading.models[0] if reading.models else None
+    return reading, boundary
 
 
 class _Reading:
@@ -46,18 +70,20 @@ class _Reading:
     def __init__(self, body: bytes) -> None:
         self._body = body
         self.models: list[tuple[int, int]] = []
+        self.texts: list[bytes] = []
         self.whole = False
         self._parts = 0
         self._name = b""
         self._value = b""
         self._field: bytes | None = None
+        self._text: list[bytes] | None = None  # of a field that is no file
         self._begin = self._end = 0
 
     def part_begins(self) -> None:
         self._parts += 1
         if self._parts > _MAX_PARTS:
             raise RequestError(f"the form has more than {_MAX_PARTS} parts", param="body")
-        self._field = None
+        self._field, self._text = None, []
         self._begin = self._end = 0
 
     def header_name(self, data: bytes, start: int, end: int) -> None:
@@ -68,10 +94,14 @@ class _Reading:
 
     def header_ends(self) -> None:
         if self._name.lower() == b"content-disposition":
-            self._field = parse_options_header(self._value)[1].get(b"name")
+            options = parse_options_header(self._value)[1]
+            self._field = options.get(b"name")
+            self._text = None if b"filename" in options or self._field == b"model" else []
         self._name = self._value = b""
 
     def content(self, data: bytes, start: int, end: int) -> None:
+        if self._text is not None:
+            self._text.append(data[start:end])
         if self._field != b"model":
             return
         if data is not self._body or self._begin:
@@ -82,6 +112,8 @@ class _Reading:
     def part_ends(self) -> None:
         if self._field == b"model":
             self.models.append((self._begin, self._end))
+        if self._text:
+            self.texts.append(b"".join(self._text))
 
     def ends(self) -> None:
         self.whole = True

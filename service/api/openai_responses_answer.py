@@ -308,7 +308,9 @@ class _Answer:
                     thought = None  # it is in the details as well
         if isinstance(thought, str) and thought:
             item = self._reasoning(None)
-            self._say(item, "reasoning_text", thought, key="")
+            # Without its details where a guardrail acted on it: then it goes on with what was said before.
+            kind, key = ("reasoning_text", "") if item.part is None else (item.part.kind, item.part.key)
+            self._say(item, kind, thought, key=key)
         if isinstance(text := delta.get("content"), str) and text:
             self._speak(text)
         if isinstance(text := delta.get("refusal"), str) and text:

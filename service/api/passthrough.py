@@ -1,7 +1,7 @@
 """Routes without a cache: audio, images, files, batches, moderations and rerank as they are, and counts of tokens.
 
-Keys, limits of size and time, and the log hold for them; no cache is asked,
-and nothing is read of a body but the model in it.
+Keys, limits of size and time, and the log hold for them; no cache is asked.
+Guardrails look at what is JSON, and at the fields of forms that are no files.
 """
 
 import asyncio
@@ -15,9 +15,11 @@ from urllib.parse import quote
 import msgspec
 
 from backends.upstream.base import Passage
+from guardrails.policy import Choice
+from guardrails.restore import restored_whole
 from models.errors import AccessError, GatewayError, LimitError, RequestError, UpstreamError
 from models.request import Request
-from service.api import anthropic_messages, anthropic_request, gemini_generate, gemini_request
+from service.api import anthropic_messages, anthropic_request, form, gemini_generate, gemini_request
 from service.api.anthropic_messages import ANTHROPIC
 from service.api.body import json_object, model_name
 from service.api.dialect import Dialect
@@ -36,12 +38,11 @@ from service.api.exchange import (
     send_start,
     send_whole,
 )
-from service.api.form import model_span
 from service.api.gemini_generate import GEMINI_SSE
 from service.api.serve import new_request_id, stopping
 from service.context import Context
 from service.pipeline.admit import admit
-from service.pipeline.forward import forward
+from service.pipeline.forward import Forwarded, forward
 from service.pipeline.gateway import Gateway
 from service.pipeline.headers import forwarded
 from service.pipeline.settle import estimated
@@ -57,6 +58,7 @@ _NOT_SERVED = frozenset({404, 405, 501})
 _METHODS = frozenset({"GET", "POST", "DELETE"})
 # Whatever was uploaded is not to become a page of this origin.
 _NO_PAGE = ((b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"sandbox"))
+_IS_JSON = re.compile(r"application/json\b", re.I)
 # What may stand in a path: nothing that climbs out of the API's own folder or ends the request line.
 _PATH = re.compile(r"(?:/[A-Za-z0-9_~:@!$&'()*+,;=%-][A-Za-z0-9._~:@!$&'()*+,;=%-]*)+/?")
 _QUERY = re.compile(r"[\x21-\x7e]*")
@@ -111,6 +113,7 @@ async def _pass_on(asking: "_Asking", dialect: Dialect, path: str, endpoint: str
     body = await asking.body(context)
     media_type = context.headers.get(b"content-type", b"application/json")
     targets, body = _led(asking.do, context, path, body, media_type, asking.record)
+    body = await asking.screened_body(context, body, media_type)
     whole_path = f"{path}?{query}" if query else path
     passage = _passage(context, dialect, method, whole_path, body if body or method == "POST" else None, media_type)
     await asking.forward(context, targets, passage)
@@ -135,7 +138,9 @@ async def _count(asking: "_Asking", dialect: Dialect, model: str | None, endpoin
     raw = await asking.body(context)
     request = anthropic_request.decode_count(raw) if model is None else gemini_request.decode_count(raw, model)
     record.model = request.model
-    for target in admit(request, context, do.aliases).targets:
+    targets = admit(request, context, do.aliases).targets
+    request = await asking.screened(context, request)
+    for target in targets:
         if dialect.name not in do.upstreams[target.upstream].dialects:
             continue
         try:
@@ -151,7 +156,8 @@ async def _count(asking: "_Asking", dialect: Dialect, model: str | None, endpoin
     usage = await estimated(request, "")
     record.status = 200
     shape = anthropic_messages.counted_tokens if model is None else gemini_generate.token_count
-    await send_whole(asking.send, 200, [_JSON, *_answer_headers(record)], shape(usage.prompt_tokens))
+    headers = [_JSON, *_answer_headers(record, looked=asking.looked)]
+    await send_whole(asking.send, 200, headers, shape(usage.prompt_tokens))
 
 
 def _counted_there(context: Context, dialect: Dialect, request: Request, target: Target) -> Passage:
@@ -196,6 +202,9 @@ class _Asking:
         self.record = record
         self.send = send
         self.begun = False
+        self.looked = False  # a guardrail did
+        self._choice: Choice | None = None
+        self._issued: dict[str, str] = {}
         self._receive = receive
         self._started = time.perf_counter()
         self._read = False
@@ -228,6 +237,38 @@ class _Asking:
         self._read = True
         return body
 
+    async def screened(self, context: Context, request: Request) -> Request:
+        """As it may be sent. Raises `ContentBlocked` or `GuardrailUnavailable`."""
+        choice = self._choice = self.do.screens.choose(request, context)
+        self.looked = bool(choice.rules)
+        try:
+            screened = await self.do.screens.request(request, context, choice)
+        finally:
+            self.record.guardrails = ", ".join(context.acted)
+        self._issued = screened.issued
+        return screened.request
+
+    async def screened_body(self, context: Context, body: bytes, media_type: bytes) -> bytes:
+        """The same for the body of a route whose fields are not known here."""
+        if not body:
+            self._choice = self.do.screens.choose(Request("chat", self.record.model, {}, body), context)
+            return body
+        if _is_form(media_type):
+            return await self._screened_form(context, body, media_type)
+        request = Request("chat", self.record.model, json_object(body), body)
+        screened = await self.screened(context, request)
+        # Written anew: of a field that occurs twice, the other was not looked at.
+        return msgspec.json.encode(screened.body) if self.looked else body
+
+    async def _screened_form(self, context: Context, body: bytes, media_type: bytes) -> bytes:
+        values = form.texts(body, media_type)
+        said = [value.decode("utf-8", "replace") for value in values]
+        request = Request("chat", self.record.model, {"input": said}, body)
+        screened = await self.screened(context, request)
+        told = screened.body["input"]
+        changed = {old: new.encode() for old, text, new in zip(values, said, told, strict=True) if text != new}
+        return form.rewritten(body, media_type, changed) if changed else body
+
     async def forward(self, context: Context, targets: Sequence[Target], passage: Passage) -> None:
         record = self.record
         record.upstream, record.upstream_model = targets[0].upstream, targets[0].model
@@ -237,16 +278,45 @@ class _Asking:
                 record.upstream, record.upstream_model = passed.target.upstream, passed.target.model
                 record.status = passed.status
                 record.overhead_us = max(0, int((time.perf_counter() - self._started - context.waited) * 1e6))
-                headers = _answer_headers(record)
+                whole = await self._whole(passed, context)
+                headers = _answer_headers(record, looked=self.looked)
                 for name, value in passed.headers:
-                    headers.append((name.encode("latin-1"), value.encode("latin-1", "replace")))
-                await send_start(self.send, passed.status, [*headers, *_NO_PAGE])
+                    if whole is None or name != "content-length":
+                        headers.append((name.encode("latin-1"), value.encode("latin-1", "replace")))
+                headers += _NO_PAGE
+                if whole is not None:
+                    self.begun = True
+                    await send_whole(self.send, passed.status, headers, whole)
+                    return
+                await send_start(self.send, passed.status, headers)
                 self.begun = True
                 async for piece in passed:
                     await send_part(self.send, piece)
                 await send_end(self.send)
             finally:
                 await passed.close()
+
+    async def _whole(self, passed: Forwarded, context: Context) -> bytes | None:
+        """An answer in JSON as it may be read, where a rule looks at it or something was masked; else None."""
+        media_type = next((value for name, value in passed.headers if name == "content-type"), "")
+        screens, choice = self.do.screens, self._choice
+        if not _IS_JSON.match(media_type) or choice is None or not (self._issued or screens.looks_at_answers(choice)):
+            return None
+        began = time.perf_counter()
+        body = b"".join([piece async for piece in passed])
+        context.waited += time.perf_counter() - began
+        if not body.strip():
+            return body
+        # An object is what rules are used to.
+        before, after = (b"", b"") if body.lstrip()[:1] == b"{" else (b'{"output":', b"}")
+        self.looked = True
+        try:
+            told, _ = await screens.answer(before + body + after, context, choice)
+        finally:
+            self.record.guardrails = ", ".join(context.acted)
+        if self._issued:
+            told = msgspec.json.encode(restored_whole(msgspec.json.decode(told), self._issued))
+        return told[len(before) : len(told) - len(after)]
 
     async def _refuse(self, dialect: Dialect, error: GatewayError) -> None:
         record = self.record
@@ -255,25 +325,30 @@ class _Asking:
             # A body of no known form can only be cut off: the server closes a connection whose answer is not whole.
             return
         record.status = status_of(error)
-        headers = [_JSON, *_answer_headers(record), *error_headers(error)]
+        headers = [_JSON, *_answer_headers(record, looked=self.looked), *error_headers(error)]
         if error.code == "method_not_allowed":
             headers.append((b"allow", b"GET, POST, DELETE"))
         body = dialect.error(error, record.request_id)
         await send_whole(self.send, record.status, headers, body, close=not self._read)
 
 
-def _answer_headers(record: Record) -> HeaderList:
+def _answer_headers(record: Record, *, looked: bool) -> HeaderList:
     headers = [
         (b"x-keepgate-request-id", record.request_id.encode()),
         (b"x-keepgate-cache", b"bypass"),
-        (b"x-keepgate-guardrails", b"clean"),
         (b"cache-status", b"keepgate; fwd=bypass; detail=passthrough"),
         (b"x-keepgate-overhead-us", b"%d" % record.overhead_us),
     ]
+    if looked:
+        headers.append((b"x-keepgate-guardrails", (record.guardrails or "clean").encode("latin-1", "replace")))
     if record.upstream:
         led_to = f"{record.upstream}/{record.upstream_model}" if record.upstream_model else record.upstream
         headers.append((_UPSTREAM, led_to.encode("latin-1", "replace")))
     return headers
+
+
+def _is_form(media_type: bytes) -> bool:
+    return media_type.lower().startswith(b"multipart/")
 
 
 def _led(
@@ -289,10 +364,10 @@ def _led(
         raise RequestError(
             f"x-keepgate-upstream names no upstream; known: {', '.join(do.upstreams)}", param="x-keepgate-upstream"
         )
-    form = media_type.lower().startswith(b"multipart/")
-    at = model_span(body, media_type) if form else None
+    is_form = _is_form(media_type)
+    at = form.model_span(body, media_type) if is_form else None
     # JSON whatever it is called, as everywhere: `curl -d` calls it a form.
-    fields = json_object(body) if body and not form else {}
+    fields = json_object(body) if body and not is_form else {}
     model = body[slice(*at)].decode("utf-8", "replace") if at is not None else fields.get("model")
     restricted = context.caller.key is not None and context.caller.key.models is not None
     if restricted and (model is None or not _BY_MODEL.fullmatch(path)):

@@ -14,7 +14,7 @@ import msgspec
 
 from guardrails.restore import Restorer, restored_whole
 from models.completion import Completion, Entry
-from models.errors import GatewayError, LimitError, NotCached, Untranslatable, UpstreamError
+from models.errors import ContentBlocked, GatewayError, LimitError, NotCached, Untranslatable, UpstreamError
 from models.request import Request
 from service.api.dialect import Asked, Dialect, StreamEncoder
 from service.api.errors import error_headers, status_of
@@ -97,7 +97,7 @@ async def serve(
             exchange.issued = answer.issued
             await _send_hit(exchange, answer.entry, request, context)
         else:
-            await _send_flight(exchange, answer, request, context)
+            await _send_flight(do, exchange, answer, request, context)
     except GatewayError as error:
         told = in_words_of(request, error) if request is not None and isinstance(error, Untranslatable) else error
         with contextlib.suppress(ClientGone):
@@ -148,7 +148,8 @@ async def _followed(
 
     Where it broke after it had begun, or is a stream that does not add up to a
     whole answer, nothing was sent to this client, and a healthy target may
-    serve it: it is answered anew, once.
+    serve it: it is answered anew, once. So it is where the other's request was
+    blocked, which may say more than this one.
     """
     arrived = time.perf_counter()
     try:
@@ -159,7 +160,8 @@ async def _followed(
         flight.leave()
         raise
     context.waited += time.perf_counter() - arrived
-    if not flight.broke and (request.stream or not flight.in_pieces):
+    blocked = isinstance(flight.error, ContentBlocked) and not flight.upstream
+    if not (flight.broke or blocked) and (request.stream or not flight.in_pieces):
         return flight
     flight.leave()
     return await do.answer(request, context, streams=False)
@@ -173,7 +175,7 @@ async def _ready(flight: Flight, request: Request) -> None:
         await flight.whole()
 
 
-async def _send_flight(exchange: Exchange, flight: Flight, request: Request, context: Context) -> None:
+async def _send_flight(do: Gateway, exchange: Exchange, flight: Flight, request: Request, context: Context) -> None:
     record = exchange.record
     request.replayed = follows = context.outcome == "coalesced"
     arrived = time.perf_counter()
@@ -183,6 +185,9 @@ async def _send_flight(exchange: Exchange, flight: Flight, request: Request, con
             context.waited += time.perf_counter() - arrived if follows else flight.waited
             _tell(flight, context, record)
             exchange.issued = flight.issued
+            if follows and flight.issued:
+                # Only its own: what the other masked where it changes no answer need not be what this one did.
+                exchange.issued = await do.screens.issued(request, context)
             if flight.hit and flight.entry is not None:
                 context.outcome = flight.hit
                 headers = _hit_headers(flight.entry, context, record)

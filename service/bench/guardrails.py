@@ -84,6 +84,8 @@ class Labelled(NamedTuple):
 
 def read(folder: Path, *, aliases: Mapping[str, str] = {}) -> list[Labelled]:
     """Every `*.jsonl` in `folder`, or the one file. Raises `ConfigError` where there is nothing to measure."""
+    if not folder.exists():
+        raise ConfigError(f"{folder}: there is no such file or folder")
     files = [folder] if folder.is_file() else sorted(folder.rglob("*.jsonl"))
     sets = [_read(file, file.name if file == folder else str(file.relative_to(folder)), aliases) for file in files]
     if not any(labelled.cases for labelled in sets):
@@ -382,6 +384,8 @@ async def _speed(detector: Detector, texts: Sequence[str], progress: "_Progress"
     sample = chance.sample(texts, min(len(texts), 300))
     each = [1e6 * await _seconds(detector, text, 3) for text in sample]
     together = "\n".join(chance.sample(texts, len(texts)))[:_ENOUGH]
+    if len(together) < _TYPICAL:  # else most of what is measured is the call
+        together = f"{together}\n" * (_TYPICAL // (len(together) + 1) + 1)
     typical = []
     for at in range(0, max(1, len(together) - _TYPICAL + 1), _TYPICAL):
         piece = together[at : at + _TYPICAL]

@@ -1,6 +1,7 @@
 """The exact tier: the same request again. A store that fails or is late is a miss, never an outage."""
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -42,6 +43,7 @@ class ExactTier:
         self._clock = clock
         self._random = randomness
         self.health = Health("exact", metrics)
+        self._in_vain = ("", "")  # what was asked for last without an answer
 
     async def lookup(self, context: Context, key: str) -> Entry | None:
         """The live entry, no older than the request's `max-age`."""
@@ -64,21 +66,31 @@ class ExactTier:
 
     async def fetch(self, context: Context, key: str) -> Entry | None:
         """The same; raises `BackendError` or `TimeoutError`."""
-        self.health.ask(READING)
-        try:
-            if self._deadline is None:
-                value = await self.store.get(namespace(context), key)
-            else:
-                async with asyncio.timeout(self._deadline):
-                    value = await self.store.get(namespace(context), key)
-        except (BackendError, TimeoutError) as error:
-            self.health.failed(READING, error)
-            raise
-        self.health.works(READING)
+        value = await self._read(namespace(context), key)
         if value is None:
             return None
         entry = decoded(value)
         return entry if entry is not None and fresh(entry, context, self._clock()) else None
+
+    async def look(self) -> None:
+        """Asks what was asked in vain: a recovery is heard of without a request, too."""
+        with contextlib.suppress(BackendError, TimeoutError):
+            await self._read(*self._in_vain)
+
+    async def _read(self, where: str, key: str) -> bytes | None:
+        self.health.ask(READING)
+        try:
+            if self._deadline is None:
+                value = await self.store.get(where, key)
+            else:
+                async with asyncio.timeout(self._deadline):
+                    value = await self.store.get(where, key)
+        except (BackendError, TimeoutError) as error:
+            self._in_vain = (where, key)
+            self.health.failed(READING, error)
+            raise
+        self.health.works(READING)
+        return value
 
     def entry(
         self, context: Context, key: str, completion: Completion, upstream: str, *, masked: bool = False

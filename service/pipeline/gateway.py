@@ -5,8 +5,8 @@ a `GatewayError`, and the client is told.
 """
 
 import asyncio
-from collections.abc import Hashable, Mapping
-from typing import Literal
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 
@@ -38,6 +38,11 @@ from service.telemetry.recorder import Recorder
 # Past this many bytes the event loop gets a turn between two steps over the whole body.
 _LARGE = 256 * 1024
 _CHUNKS_A_TURN = 64
+# Seconds that the first events of a stream wait for the first words, where these may be blocked.
+_OPENING = 1.0
+_OPENS = frozenset({"role", "content_items"})
+# More placeholders are not looked for in an answer.
+_MANY = 64
 
 
 class Hit(msgspec.Struct, frozen=True, gc=False):
@@ -130,7 +135,7 @@ class Gateway:
         if asked.lookup:
             entry = await self.exact.lookup(context, key)
             if entry is not None:
-                return await self._hit(entry, request, context, choice)
+                return await self._hit(entry, request, context)
         if asked.only_if_cached:
             # With no-cache as well nothing may answer, and nothing is sent upstream either.
             return await self._cached_only(request, context, choice, key, meaning if asked.lookup else None)
@@ -142,13 +147,12 @@ class Gateway:
 
     # --- stages
 
-    async def _hit(self, entry: Entry, request: Request, context: Context, choice: Choice) -> Hit:
+    async def _hit(self, entry: Entry, request: Request, context: Context) -> Hit:
         """An exact hit was screened when it was written; only what it masked has to be found again."""
         context.outcome, context.acted = "exact", entry.acted
         if not entry.masked:
             return Hit(entry)
-        screened = await self.screens.request(request, context, choice)
-        return Hit(entry, screened.issued)
+        return Hit(entry, await self.screens.issued(request, context))
 
     async def _coalesce(
         self,
@@ -166,7 +170,7 @@ class Gateway:
         flight = self._flights.joinable(together)
         if flight is not None and flight.entry is not None and fresh(flight.entry, context, self.exact.now()):
             # The answer is whole, its write is not: as good as written.
-            return await self._hit(flight.entry, request, context, choice)
+            return await self._hit(flight.entry, request, context)
         if flight is None or flight.ended or (flight.streamed and not streams):
             context.outcome = "miss"
             return self._lead(request, context, route, choice, key=key, meaning=meaning, together=together)
@@ -218,7 +222,7 @@ class Gateway:
                 # Between the miss and the lead another flight, here or in another worker, may have landed.
                 entry = made or await self.exact.again(context, key)
                 if entry is not None:
-                    hit = await self._hit(entry, request, context, choice)
+                    hit = await self._hit(entry, request, context)
                     flight.issued, flight.acted = dict(hit.issued), context.acted
                     self._land(flight, together, entry, hit="exact" if made is None else "coalesced")
                     return
@@ -234,6 +238,7 @@ class Gateway:
                 flight.detail, flight.similarity = found.detail, found.rejected
                 if found.entry is not None and asked.mode == "semantic":
                     flight.similarity = found.similarity
+                    flight.acted = _joined(context.acted, found.entry.acted)
                     self._land(flight, together, found.entry, hit="semantic")
                     return
                 if found.entry is not None:
@@ -244,7 +249,9 @@ class Gateway:
             completion, keepable = await self._called(request, context, flight, route, choice, reservation)
 
             led_to = f"{flight.upstream}/{flight.upstream_model}"
-            entry = self.exact.entry(context, key or "", completion, led_to, masked=bool(flight.issued))
+            entry = self.exact.entry(
+                context, key or "", completion, led_to, masked=_holds(completion.body, flight.issued)
+            )
             keepable = keepable and screened.keepable and asked.store
             if key is None or not keepable or not self._may_keep(completion, request, context, route, flight):
                 self._land(flight, together, entry)
@@ -323,7 +330,10 @@ class Gateway:
                     self.screens.tell(context, screen.tally)
                     flight.acted = context.acted
             flight.in_pieces = not assembly.adds_up
-            return assembly.completion(usage), keepable
+            completion = assembly.completion(usage)
+            if screen is not None:
+                completion = msgspec.structs.replace(completion, body=screen.whole(completion.body))
+            return completion, keepable
         finally:
             # Also when the client hung up or the stream broke: what was generated is paid for.
             settle(reservation, usage, request, context, self.metrics)
@@ -348,7 +358,7 @@ class Gateway:
         under_way = self._flights.joinable(_together(context, key, asked))
         entry = None if under_way is None else under_way.entry
         if meaning is not None and entry is not None and fresh(entry, context, self.exact.now()):
-            return await self._hit(entry, request, context, choice)
+            return await self._hit(entry, request, context)
         context.outcome = "miss"
         flight = Flight(streamed=False)
         if meaning is not None and self.semantic is not None:
@@ -361,6 +371,7 @@ class Gateway:
             context.detail, context.similarity = found.detail, found.rejected
             if found.entry is not None and context.directives.mode == "semantic":
                 context.outcome, context.similarity = "semantic", found.similarity
+                context.acted = _joined(context.acted, found.entry.acted)
                 return Hit(found.entry, flight.issued)
             if found.entry is not None:
                 context.detail, context.shadow = "shadow", found.similarity
@@ -394,6 +405,15 @@ class Gateway:
         return meaning
 
 
+def _joined(acted: Sequence[str], before: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*acted, *before)))
+
+
+def _holds(body: bytes, issued: Mapping[str, str]) -> bool:
+    """Whether an answer has a placeholder in it. What is around a name may be written as escapes, the name is not."""
+    return len(issued) > _MANY or any(placeholder[1:-1].encode() in body for placeholder in issued)
+
+
 def _together(context: Context, key: str, asked: Directives) -> Hashable:
     """What two requests must have in common to share a flight."""
     return (context.endpoint.name, context.caller.partition, key, asked)
@@ -414,26 +434,58 @@ async def _collect_screened(
 ) -> bool:
     """As `_collect`, with what rules let through; whether they all saw everything.
 
-    A block ends the answer where it stands; before the first chunk it is raised.
+    A block ends the answer where it stands; before the first chunk it is raised. So that it can be, events with nothing
+    of the answer in them wait a moment for what there is.
     """
     turns = 0
+    opening: list[Chunk] = []
+    begun = False
+
+    def begin() -> None:
+        nonlocal begun
+        begun = True
+        for chunk in opening:
+            _push(chunk, assembly, flight)
+        opening.clear()
+
+    def push(chunk: Chunk) -> None:
+        if begun or _speaks(chunk.fields):
+            begin()
+            _push(chunk, assembly, flight)
+        else:
+            opening.append(chunk)
+
+    waiting = asyncio.get_running_loop().call_later(_OPENING, begin)
     try:
         async for chunk in stream:
             said.add(chunk.fields)
             async for released in screen.feed(chunk):
-                _push(released, assembly, flight)
+                push(released)
             turns += 1
             if not turns % _CHUNKS_A_TURN:
                 await asyncio.sleep(0)
         async for released in screen.end():
-            _push(released, assembly, flight)
+            push(released)
+        begin()
     except ContentBlocked:
         if not flight.chunks:
             raise
         for closing in screen.closing():
             _push(closing, assembly, flight)
         return False
+    finally:
+        waiting.cancel()
     return screen.keepable
+
+
+def _speaks(fields: Mapping[str, Any]) -> bool:
+    """Whether there is anything of an answer in a chunk: a word, a call, an end."""
+    return any(
+        choice.get("finish_reason")
+        or choice.get("text")
+        or any(value for name, value in (choice.get("delta") or {}).items() if name not in _OPENS)
+        for choice in fields.get("choices") or ()
+    )
 
 
 def _push(chunk: Chunk, assembly: Assembly, flight: Flight) -> None:

@@ -37,6 +37,7 @@ class Health:
         self._clock = clock
         self._failures: dict[Activity, int] = {}
         self._asked_again_at: dict[Activity, float] = {}
+        metrics.degraded.set((component,), 0)
 
     def failing(self, activity: Activity) -> bool:
         return activity in self._failures
@@ -54,7 +55,7 @@ class Health:
         if isinstance(error, Resting):
             return
         if activity not in self._failures:
-            reason = str(error) or type(error).__name__
+            reason = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
             log.warning("the cache is degraded (%s, %s): %s", self._component, activity, reason)
         self._failures[activity] = self._failures.get(activity, 0) + 1
         self._asked_again_at[activity] = self._clock() + _REST

@@ -17,7 +17,7 @@ import msgspec
 
 from backends.lease.base import Leases
 from models.completion import Entry
-from models.errors import BackendError
+from models.errors import BackendError, StoreFull
 from service.context import Context
 from service.pipeline.exact_tier import ExactTier, namespace
 from service.pipeline.health import READING
@@ -47,6 +47,7 @@ class Leads:
         self._exact = exact
         self._deadline = deadline
         self._lease = lease
+        self._giving_back: set[asyncio.Task[None]] = set()
 
     async def take(self, context: Context, key: str, *, patient: bool) -> Lead | Entry | None:
         """The lead; or the entry another gateway made meanwhile; or None: the call is made without either.
@@ -56,11 +57,21 @@ class Leads:
         """
         name, owner = _name(context, key), token_hex(8)
         try:
-            if await self._asked(lambda: self._leases.acquire(name, owner=owner, seconds=self._lease)):
+            if await self._acquired(name, owner):
                 return Lead(lambda: self._ended(name, owner), asyncio.create_task(self._renewed(name, owner)))
             return await self._awaited(context, key, name) if patient else None
         except (BackendError, TimeoutError):
             return None
+
+    async def _acquired(self, name: str, owner: str) -> bool:
+        try:
+            return await self._asked(lambda: self._leases.acquire(name, owner=owner, seconds=self._lease))
+        except (TimeoutError, asyncio.CancelledError):
+            # It may have been granted all the same, and nobody would be there to hold it.
+            task = asyncio.create_task(self._ended(name, owner))
+            self._giving_back.add(task)
+            task.add_done_callback(self._giving_back.discard)
+            raise
 
     async def _awaited(self, context: Context, key: str, name: str) -> Entry | None:
         pause = _SOONEST
@@ -74,11 +85,12 @@ class Leads:
                 return entry
 
     async def _renewed(self, name: str, owner: str) -> None:
-        with contextlib.suppress(BackendError, TimeoutError):  # then the lease ends, and others call for themselves
-            while True:
-                await asyncio.sleep(self._lease / _RENEWALS)
-                if not await self._asked(lambda: self._leases.renew(name, owner=owner, seconds=self._lease)):
-                    return
+        renewed = True
+        while renewed:
+            await asyncio.sleep(self._lease / _RENEWALS)
+            # One that fails leaves time for another; after that the lease ends, and others call for themselves.
+            with contextlib.suppress(BackendError, TimeoutError):
+                renewed = await self._asked(lambda: self._leases.renew(name, owner=owner, seconds=self._lease))
 
     async def _ended(self, name: str, owner: str) -> None:
         with contextlib.suppress(BackendError, TimeoutError):  # then it ends by itself
@@ -91,6 +103,8 @@ class Leads:
             health.ask(READING)
             async with asyncio.timeout(self._deadline):
                 answer = await question()
+        except StoreFull:
+            raise  # it is read as before; that nothing can be written the entries will tell
         except (BackendError, TimeoutError) as error:
             health.failed(READING, error)
             raise

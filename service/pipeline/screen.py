@@ -8,15 +8,16 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 
-from guardrails.engine import Tally
+from guardrails.engine import Screened, Tally
 from guardrails.engine import screen as look
 from guardrails.placeholders import Placeholders
 from guardrails.policy import Choice, Facts, Policy, Rule, chosen
 from guardrails.stream import StreamScreen
-from guardrails.view import answer_segments, views_of
+from guardrails.view import Views, answer_segments, views_of
 from models.completion import Chunk
 from models.errors import UpstreamError
 from models.request import Request
@@ -64,8 +65,8 @@ class Screens:
         self._metrics = metrics
         self._draw = draw
 
-    def choose(self, request: Request, context: Context) -> Choice:
-        """The rules that apply to this request."""
+    def choose(self, request: Request, context: Context, *, draw: float | None = None) -> Choice:
+        """The rules that apply to this request. `draw` is for their samples, and random unless it is given."""
         same = self._same.get(context.endpoint.name)
         if same is not None:
             return same
@@ -79,14 +80,21 @@ class Screens:
             key="" if key is None else key.name,
             headers={name.decode("latin-1"): value.decode("latin-1") for name, value in context.headers.items()},
         )
-        return chosen(policies, facts, self._draw(), placeholders=self._placeholders.revision)
+        return chosen(policies, facts, self._draw() if draw is None else draw, placeholders=self._placeholders.revision)
+
+    async def issued(self, request: Request, context: Context) -> dict[str, str]:
+        """The values behind what was masked in a request like it: by every rule, those for a sample too. Raises as
+        `request` does."""
+        screened = await self.request(request, context, self.choose(request, context, draw=0.0))
+        return screened.issued
 
     async def request(self, request: Request, context: Context, choice: Choice) -> ScreenedRequest:
         """Raises `ContentBlocked` or `GuardrailUnavailable`."""
         rules = [rule for rule in choice.rules if rule.on - _OUTPUT_ONLY]
         if not rules:
             return ScreenedRequest(request, {}, choice.keepable)
-        views = await asyncio.to_thread(views_of, request) if len(request.raw) > _LARGE else views_of(request)
+        large = len(request.raw) > _LARGE
+        views = await asyncio.to_thread(views_of, request) if large else views_of(request)
         with self._told(context) as tally:
             screened = await look(
                 views.texts,
@@ -97,14 +105,15 @@ class Screens:
                 tally=tally,
             )
         keepable = choice.keepable and screened.keepable
-        if not screened.texts:
-            return ScreenedRequest(request, screened.issued, keepable)
-        trees = views.rewritten(screened.texts, edits=screened.edits, resealed=screened.resealed)
-        native = trees[1] if len(trees) > 1 else request.native
-        changed = msgspec.structs.replace(
-            request, body=trees[0], native=native, raw=msgspec.json.encode(trees[0] if native is None else native)
-        )
-        return ScreenedRequest(changed, screened.issued, keepable)
+        if screened.texts:
+            request = (
+                await asyncio.to_thread(_changed, request, views, screened)
+                if large
+                else _changed(request, views, screened)
+            )
+        if large:
+            await asyncio.to_thread(views.let_go)
+        return ScreenedRequest(request, screened.issued, keepable)
 
     async def answer(self, body: bytes, context: Context, choice: Choice) -> tuple[bytes, bool]:
         """A whole canonical answer, and whether it may be kept. Raises `ContentBlocked` or `GuardrailUnavailable`."""
@@ -122,6 +131,9 @@ class Screens:
             return body, screened.keepable
         tree = view.rewritten(screened.texts, edits=screened.edits, resealed=screened.resealed)
         return msgspec.json.encode(tree), screened.keepable
+
+    def looks_at_answers(self, choice: Choice) -> bool:
+        return any(_looks_at_answers(rule) for rule in choice.rules)
 
     def stream(self, choice: Choice) -> "StreamedAnswer | None":
         """None where nothing of a streamed answer is looked at."""
@@ -145,6 +157,13 @@ class Screens:
             self.tell(context, tally)
 
 
+def _changed(request: Request, views: Views, screened: Screened) -> Request:
+    trees = views.rewritten(screened.texts, edits=screened.edits, resealed=screened.resealed)
+    native = trees[1] if len(trees) > 1 else request.native
+    raw = msgspec.json.encode(trees[0] if native is None else native)
+    return msgspec.structs.replace(request, body=trees[0], native=native, raw=raw)
+
+
 class StreamedAnswer:
     """The chunks of an answer as they may go on. After `ContentBlocked` the answer ends with `closing`."""
 
@@ -164,6 +183,27 @@ class StreamedAnswer:
 
     def closing(self) -> list[Chunk]:
         return self._screen.closing()
+
+    def whole(self, body: bytes) -> bytes:
+        """What the chunks add up to. Where a rule acted in reasoning whose details had begun to go, these say less than
+        the text, and are left out."""
+        if not self.tally.acted or b'"reasoning_details"' not in body:
+            return body
+        tree = msgspec.json.decode(body)
+        for choice in tree["choices"]:
+            message = choice.get("message", {})
+            if "reasoning_details" in message and _breaks_off(message):
+                del message["reasoning_details"]
+                if "layout" in message:
+                    message["layout"] = [run for run in message["layout"] if run[0] != "reasoning_details"]
+        return msgspec.json.encode(tree)
+
+
+def _breaks_off(message: dict[str, Any]) -> bool:
+    """Whether its details are only the beginning of what was thought."""
+    thought = message.get("reasoning_content") or message.get("reasoning") or ""
+    readable = "".join(detail.get("text") or detail.get("summary") or "" for detail in message["reasoning_details"])
+    return 0 < len(readable) < len(thought) and thought.startswith(readable)
 
 
 _OUTPUT_ONLY = frozenset({"output"})

@@ -5,6 +5,7 @@ goes on as a miss.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -60,6 +61,7 @@ class SemanticTier:
         self._clock = clock
         self._embedding = Health("embedder", metrics)
         self._searching = Health("vector", metrics)
+        self._in_vain = ("?", "")  # the text and the namespace that were asked for last without an answer
         self.loaded = False  # the embedder is there
         self.settled = False  # it is there, or it was tried and is declared degraded
 
@@ -91,27 +93,14 @@ class SemanticTier:
         started = time.perf_counter()
         endpoint, threshold = context.endpoint.name, context.directives.threshold
         found = Found()
-        asked: Health | None = None
         try:
-            self._searching.ask(READING)
-            self._embedding.ask(READING)
-            async with asyncio.timeout(self._deadline):
-                asked = self._embedding
-                found.vector = (await self.embedder.embed([question.text], role="query"))[0]
-                asked.works(READING)
-                asked = self._searching
-                where = self._namespace(context, question)
-                neighbors = await self.vectors.nearest(where, found.vector, limit=_CANDIDATES)
-                asked.works(READING)
-            asked = None  # the exact tier keeps its own account, and has a deadline of its own
+            found.vector, neighbors = await self._nearest(question.text, self._namespace(context, question))
             allowed, vetoed = _judged(question.text, near_enough(neighbors, threshold=threshold))
             found.rejected = nearest_rejected(neighbors, allowed)
             found.entry, found.similarity = await self._live(context, allowed)
         except TextRefused as error:
             return Found(detail="too-long" if isinstance(error, TextTooLong) else "not-text")
-        except (BackendError, TimeoutError) as error:
-            if asked is not None:
-                asked.failed(READING, error)
+        except (BackendError, TimeoutError):
             self._metrics.cache_lookups.add((endpoint, "semantic", "error"))
             found.detail = "degraded"
             return found
@@ -121,6 +110,37 @@ class SemanticTier:
         self._metrics.cache_lookups.add((endpoint, "semantic", "hit" if hit else "miss"))
         self._metrics.cache_lookup_seconds.observe(("semantic",), time.perf_counter() - started)
         return found
+
+    async def look(self) -> None:
+        """Asks what was asked in vain: a recovery is heard of without a request, too."""
+        if self.loaded and (self._embedding.failing(READING) or self._searching.failing(READING)):
+            with contextlib.suppress(BackendError, TimeoutError):
+                await self._nearest(*self._in_vain)
+
+    async def _nearest(self, text: str, where: str) -> tuple[Vector, Sequence[Neighbor]]:
+        """The text's vector and what is near it. Raises `BackendError` or `TimeoutError`, and the part that failed is
+        known: where time ran out, the one that took most of it."""
+        self._searching.ask(READING)
+        self._embedding.ask(READING)
+        began = time.monotonic()
+        asked = late = self._embedding
+        try:
+            async with asyncio.timeout(self._deadline):
+                vector = (await self.embedder.embed([text], role="query"))[0]
+                asked = self._searching
+                if time.monotonic() < began + self._deadline / 2:
+                    self._embedding.works(READING)
+                    late = asked
+                neighbors = await self.vectors.nearest(where, vector, limit=_CANDIDATES)
+        except TextRefused:
+            raise
+        except (BackendError, TimeoutError) as error:
+            self._in_vain = (text, where)
+            (late if isinstance(error, TimeoutError) else asked).failed(READING, error)
+            raise
+        self._embedding.works(READING)
+        self._searching.works(READING)
+        return vector, neighbors
 
     async def keep(self, context: Context, question: Question, vector: Vector | None, entry: Entry) -> None:
         """Makes the entry findable by its question. `vector` is the question's where it was embedded before."""

@@ -2,8 +2,9 @@
 
     2026-11-20T06:40:00Z WARNING keepgate.cache the embedder missed its deadline
 
-Loggers are named `keepgate.<area>`. uvicorn's are brought in; its access log
-is off, since the request log says more.
+Loggers are named `keepgate.<area>`, those of backends after their modules.
+uvicorn's are brought in; its access log is off, since the request log says
+more.
 """
 
 import logging
@@ -47,7 +48,8 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
         root.removeHandler(earlier)
     root.addHandler(lines)
     root.setLevel(max(from_level, logging.WARNING))
-    logging.getLogger("keepgate").setLevel(from_level)
+    for ours in ("keepgate", "backends"):
+        logging.getLogger(ours).setLevel(from_level)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi"):
         logger = logging.getLogger(name)
         logger.handlers.clear()

@@ -267,6 +267,34 @@ async def test_a_vector_of_other_dimensions_is_a_value_error(store: VectorStore,
     assert await store.count() == 0
 
 
+@pytest.mark.parametrize("store", REMOTE, indirect=True)  # where it would be every gateway's
+@pytest.mark.parametrize("scale", [0.0, float("nan"), 1e20, 0.5])
+async def test_a_vector_that_is_not_of_length_one_is_a_value_error(store: VectorStore, scale: float) -> None:
+    with pytest.raises(ValueError, match="unit vector"):
+        await store.upsert(HERE, "a", axis(0) * np.float32(scale), b"", ttl=TTL)
+    with pytest.raises(ValueError, match="unit vector"):
+        await store.nearest(HERE, axis(0) * np.float32(scale), limit=1)
+    assert await store.count() == 0
+
+
+@pytest.mark.parametrize("limit", [0, 1_000_001, 2**32, 2**40, 2**70])
+async def test_any_limit_is_at_most_what_is_there(store: VectorStore, limit: int) -> None:
+    await fill(store, HERE, [axis(0), axis(1)])
+
+    found = await ids(store, HERE, axis(0), limit=limit)
+
+    assert found == (["0", "1"] if limit > 0 else [])
+    assert await ids(store, HERE, axis(1), limit=1) == ["1"]  # the server is still there
+
+
+async def test_a_namespace_of_many_steps_is_cleared_from_any_of_them(store: VectorStore) -> None:
+    deep = "/".join(["step"] * 300)
+    await fill(store, deep, [axis(0)])
+
+    assert await store.clear("step/st") == 0
+    assert await store.clear("/".join(["step"] * 150)) == 1
+
+
 async def test_names_may_be_unicode_and_long_and_payloads_large(store: VectorStore) -> None:
     namespace, entry_id, payload = (
         "поддержка/équipe:蓝/" + "x" * 3_000,

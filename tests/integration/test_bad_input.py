@@ -395,7 +395,7 @@ def test_a_slow_reader_gets_its_whole_stream_and_holds_up_nobody(gateway: Gatewa
 
     assert meanwhile.status_code == 200
     assert stream.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-    assert stream.count(b"chat.completion.chunk") == 4_002
+    assert len(streamed_text(stream.decode()).split()) == 4_000
 
 
 def test_a_reader_that_stops_and_leaves_is_let_go(gateway: Gateway, mock: Mock, model: str) -> None:

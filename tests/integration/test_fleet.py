@@ -10,10 +10,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
 
 from tests.support.gateway import Gateway, Json, Mock, eventually, question, running_gateway, settings, text_of
-from tests.support.servers import Server
-from tests.support.stores import grpc_port
+from tests.support.servers import Server, free_port
+from tests.support.stores import grpc_port, redis_alone
 
 _numbers = count()
 
@@ -58,7 +59,7 @@ def fleet(directory: Path, upstream: str, sections: Json, *, size: int = 2) -> I
         yield gateways
 
 
-@pytest.fixture(params=["redis", "qdrant"])
+@pytest.fixture(params=["redis", pytest.param("qdrant", marks=pytest.mark.full)])
 def pair(
     request: pytest.FixtureRequest, tmp_path: Path, mock: Mock, store_server: Callable[[str], Server]
 ) -> Iterator[list[Gateway]]:
@@ -169,3 +170,56 @@ def test_a_value_has_the_same_placeholder_on_every_gateway(
 
     assert sent[0] == sent[1]
     assert "jo@example.com" not in sent[0]
+
+
+def test_a_secret_agreed_on_later_puts_nothing_else_into_effect(tmp_path: Path, mock: Mock) -> None:
+    port = free_port()
+    sent: list[str] = []
+    sections = {
+        "cache": {"exact": {"store": "redis"}},
+        "redis": {"url": f"redis://127.0.0.1:{port}"},
+        "guardrails": MASKING,
+        "endpoints": [{"name": "default", "cache": {"mode": "exact"}}],
+    }
+
+    def masked(gateway: Gateway) -> str:
+        gateway.ask(f"{next(_numbers)}: write to jo@example.com", model="m")
+        text: str = mock.last_body()["messages"][0]["content"].partition(": ")[2]
+        sent.append(text)
+        return text
+
+    with running_gateway(tmp_path, settings(tmp_path, mock.url, **sections)) as gateway:
+        own = masked(gateway)
+        gateway.config.write_text("half: written")
+        with redis_alone(tmp_path / "redis", port=port):
+            with redis.Redis(port=port) as client:
+                client.set("keepgate:secret:secret", b"s" * 32)
+
+            agreed = eventually(lambda: (mask := masked(gateway)) != own and mask)
+        log = gateway.log()
+
+    assert "jo@example.com" not in "".join(sent)
+    assert agreed != own
+    assert "the new configuration is refused" not in log
+
+
+def test_an_idle_gateway_says_how_its_store_is(tmp_path: Path, mock: Mock) -> None:
+    port = free_port()
+    sections = {
+        "cache": {"exact": {"store": "redis"}},
+        "redis": {"url": f"redis://127.0.0.1:{port}"},
+        "endpoints": [{"name": "default", "cache": {"mode": "exact"}}],
+    }
+
+    with running_gateway(tmp_path, settings(tmp_path, mock.url, **sections)) as gateway:
+
+        def exact() -> str:
+            told: str = gateway.client.get("/health/ready").json()["tiers"]["exact"]
+            return told
+
+        before = exact()
+        with redis_alone(tmp_path / "redis", port=port):
+            eventually(lambda: exact() == "up", within=5.0)
+            assert gateway.metric("keepgate_degraded", component="exact") == 0
+
+    assert before == "degraded"

@@ -209,9 +209,45 @@ def test_the_answers_of_a_batch_are_found_in_it() -> None:
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        {
+            "custom_id": "1",
+            "params": {"messages": [{"role": "user", "content": "B-1234"}]},
+        },
+        {"key": "1", "request": {"contents": [{"role": "user", "parts": [{"text": "B-1234"}]}]}},
+    ],
+    ids=["anthropic", "gemini"],
+)
+def test_the_requests_of_a_batch_are_found_in_it(body: Json) -> None:
+    (item,) = scanned(body)["items"]
+
+    assert (item["form"], item["acted"]) == ("request", ["house/badge=mask"])
+
+
+def test_the_answers_of_anthropics_batches_are_found_in_them() -> None:
+    message = {"type": "message", "role": "assistant", "content": [{"type": "text", "text": "bluebird"}]}
+
+    (item,) = scanned({"custom_id": "1", "result": {"type": "succeeded", "message": message}}, phase="output")["items"]
+
+    assert (item["form"], item["outcome"]) == ("answer", "blocked")
+
+
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_log_may_begin_with_the_mark_of_its_encoding(coding: str) -> None:
+    lines = ['{"messages": [{"role": "user", "content": "grün"}]}', '{"text": "PROJ-1234"}']
+
+    result = scanned("\r\n".join(lines).encode(coding))
+
+    assert result["outcomes"] == {"clean": 1, "noted": 0, "changed": 1, "blocked": 0, "unavailable": 0}
+    assert result["items"][0]["sent"] == "[PROJECT]"
+
+
+@pytest.mark.parametrize(
     "given",
     [
         b"\xff\xfe order 12",
+        b"\xff\xfe order 123",
         b'["order 12"]',
         b'{"a": "order 12"}',
         b'{"messages": ' + b"[" * 20_000 + b'"order 12"' + b"]" * 20_000 + b"}",
@@ -225,6 +261,24 @@ def test_whatever_it_is_given_it_looks_at(given: bytes) -> None:
     result = scanned(given)
 
     assert result["acted"] == {"house/order=log": 1}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("\U0001f468\u200d\U0001f469\u200d\U0001f467 ", " \U0001f3f3\ufe0f\u200d\U0001f308"),
+        ("cafe\u0301 a\u0308\u0323 ", " e\u0301"),
+        ("\u05e9\u05dc\u05d5\u05dd ", " \u0645\u0631\u062d\u0628\u0627"),
+        ("\u5c08\u6848", "\u5df2\u7d50\u675f"),
+        ("\U00020000", "\uff0c\U0002f800"),
+    ],
+    ids=["emoji", "combining marks", "right to left", "CJK", "beyond the first plane"],
+)
+def test_places_are_code_points_whatever_stands_around(before: str, after: str) -> None:
+    (item,) = scanned(f"{before}PROJ-1234{after}")["items"]
+
+    assert [(one["start"], one["end"]) for one in item["findings"]] == [(len(before), len(before) + 9)]
+    assert item["sent"] == f"{before}[PROJECT]{after}"
 
 
 def test_a_dry_run_is_told_and_stops_nothing() -> None:
@@ -380,6 +434,47 @@ def test_the_policies_of_a_configuration_are_tried_on_what_comes_in_by_a_pipe(tm
     assert json.loads(done.stdout)["acted"] == {"strict/email=block": 1}
 
 
+def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text(f"{TEXT}\n" * 5_000)
+
+    with subprocess.Popen(  # noqa: S603 - the tests' own command
+        [sys.executable, "-m", "service", "guard", "scan", str(log)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as scan:
+        assert scan.stdout is not None
+        assert scan.stderr is not None
+        began = scan.stdout.read(10)
+        scan.stdout.close()
+        told = scan.stderr.read()
+
+    assert began == b'{"endpoint'
+    assert b"Traceback" not in told  # on a slow machine it has told how far it is
+    assert b"Broken pipe" not in told
+    assert scan.returncode == 141
+
+
+def test_who_is_to_type_is_told_so() -> None:
+    ours, theirs = pty.openpty()
+    os.write(ours, b"order 12\n\x04")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "guard", "scan"],
+        cwd=ROOT,
+        stdin=theirs,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(theirs)
+    os.close(ours)
+
+    assert done.stderr == b"keepgate: reading what you type; it ends with Ctrl-D\n"
+    assert json.loads(done.stdout)["outcomes"]["clean"] == 1
+
+
 def test_what_cannot_be_done_is_1_and_says_why(tmp_path: Path, text: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("guardrails: [{name: default, rules: [{detect: nonsense, on: input, action: log}]}]")
@@ -413,7 +508,7 @@ def test_in_a_terminal_a_person_is_shown_the_spans(text: Path) -> None:
     os.close(ours)
 
     assert done.returncode == 0
-    assert f"\x1b[43;30m{TOKEN}\x1b[0m\x1b[2m (github_pat redact)" in said
+    assert f"\x1b[43;30m{TOKEN}\x1b[0m\x1b[2m (github_pat redact, api_key redact)" in said
     assert "input of endpoint default, 2 rules: 1 changed" in said
 
 

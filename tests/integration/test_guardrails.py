@@ -24,6 +24,7 @@ import yaml
 
 from models.request import Dialect
 from tests.integration.test_dialect_grid import ALL, PLACE, PROVIDERS, VENDORS
+from tests.integration.test_passthrough import Upstream, running_upstream
 from tests.support import fake_anthropic, fake_gemini, fake_openai_chat, fake_openai_responses
 from tests.support.fake_provider import KEY, Fake, running
 from tests.support.gateway import Gateway, Json, eventually, running_gateway, settings
@@ -44,6 +45,7 @@ CLIENT = 'CLIENT-"Ada"'
 MASKED = re.compile(r"<EMAIL_[0-9a-f]{6,}>")
 WEATHER = Tool("weather", "The weather in a city.", PLACE)
 BLOCKED = "PROJ-1234"
+CACHED = {"cache-control": "only-if-cached"}
 
 # Where a secret may be in a request.
 PLACES = (
@@ -114,6 +116,13 @@ def policies() -> list[Json]:
             for on in ("input", "output")
         ),
         {"name": "half", "rules": [{"detect": "secrets", "on": ["output"], "action": "redact", "sample": 0.5}]},
+        {"name": "some", "rules": [{"detect": "email", "on": ["input"], "action": "mask", "sample": 0.5}]},
+        {
+            "name": "private",
+            "rules": [
+                {"name": "project", "detect": "regex", "pattern": "PROJ-[0-9]{4}", "on": ["input"], "action": "block"}
+            ],
+        },
         {
             "name": "dry",
             "rules": [{"detect": "secrets", "on": ["input", "output"], "action": "redact", "dry_run": True}],
@@ -148,7 +157,8 @@ def endpoints() -> list[Json]:
     named += [{"name": "bare", "cache": exact, "guardrails": []}]
     named += [{"name": p["name"], "cache": exact, "guardrails": [p["name"]]} for p in policies()]
     named += [{"name": "changing", "cache": exact, "guardrails": []}]
-    return [*named, {"name": "meaning", "cache": semantic, "guardrails": ["masks"]}]
+    named += [{"name": "meaning", "cache": semantic, "guardrails": ["masks"]}]
+    return [*named, {"name": "said", "cache": semantic, "guardrails": ["answers"]}]
 
 
 BROKEN = """
@@ -247,8 +257,7 @@ def test_a_secret_never_reaches_the_provider_wherever_it_is(
 def hit(
     wall: Wall, client: Dialect, body: Json, stream: bool, apart: Mapping[str, str], **more: Any
 ) -> httpx.Response | None:
-    cached = {**apart, "cache-control": "only-if-cached"}
-    answer = wall.post(client, body, stream=stream, headers=cached, **more)
+    answer = wall.post(client, body, stream=stream, headers={**apart, **CACHED}, **more)
     return answer if answer.status_code == 200 else None
 
 
@@ -523,11 +532,11 @@ def test_a_value_has_one_placeholder_in_all_turns(wall: Wall, client: Dialect) -
 
 
 def test_a_semantic_hit_never_crosses_two_masked_values(wall: Wall, apart: dict[str, str]) -> None:
-    def asked(text: str) -> httpx.Response:
-        return wall.ask("openai", text, endpoint="meaning", headers=apart)
+    def asked(text: str, **headers: str) -> httpx.Response:
+        return wall.ask("openai", text, endpoint="meaning", headers={**apart, **headers})
 
     asked(f"How do I change the password of {MAIL}?")
-    alike = found(lambda: semantic(asked(f"How can I change the password of {MAIL}?")))
+    alike = found(lambda: semantic(asked(f"How can I change the password of {MAIL}?", **CACHED)))
     other = asked(f"How do I change the password of {OTHER_MAIL}?")
 
     assert told("openai", alike, stream=False)[0] == (f"You said: How do I change the password of {MAIL}?",)
@@ -550,6 +559,80 @@ def test_followers_of_one_answer_get_their_value_back(wall: Wall, apart: dict[st
         assert told("openai", answer, stream=bool(number % 2))[0] == (f"You said: Call {MAIL} now",)
     assert {answer.headers["x-keepgate-cache"] for answer in answers} <= {"miss", "coalesced", "exact"}
     assert len(wall.fakes["openai"].calls) < len(answers)
+
+
+def test_a_follower_does_not_get_a_value_that_only_the_other_sent(wall: Wall, apart: dict[str, str]) -> None:
+    body = SPEAKERS["openai"].body(Ask(text="Who asks?"), "openai", stream=False)
+    wall.post("openai", {**body, "user": MAIL}, endpoint="masks", headers={"cache-control": "no-store"})
+    placeholder = sole_mask(wall.fakes["openai"].calls[0].raw.decode())
+    wall.fakes["openai"].latency = 0.3
+    # As if the model had been told who asks, and said it.
+    escaped = placeholder.replace("<", "\\u003c").replace(">", "\\u003e")
+    ask = Ask(text=f'#call weather {{"city": "{escaped}"}}', tools=(WEATHER,))
+    body = SPEAKERS["openai"].body(ask, "openai", stream=False)
+
+    mine, *others = together(
+        wall, [{**body, "user": mail} for mail in (MAIL, OTHER_MAIL, OTHER_MAIL)], endpoint="masks", headers=apart
+    )
+
+    assert "coalesced" in {answer.headers["x-keepgate-cache"] for answer in others}
+    assert told("openai", mine, stream=False)[2] == (("weather", {"city": MAIL}),)
+    for other in others:
+        assert told("openai", other, stream=False)[2] == (("weather", {"city": placeholder}),)
+
+
+def test_a_follower_of_a_blocked_request_is_answered_for_its_own(wall: Wall, apart: dict[str, str]) -> None:
+    body = SPEAKERS["openai"].body(Ask(text="Is this allowed? " * 20_000), "openai", stream=False)
+
+    bodies = [{**body, "user": user} for user in (BLOCKED, "ann", "bob", "eve")]
+    _, *answers = together(wall, bodies, endpoint="private", headers=apart)
+
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+
+
+def together(wall: Wall, bodies: list[Json], **more: Any) -> list[httpx.Response]:
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        return [one.result() for one in [pool.submit(wall.post, "openai", body, **more) for body in bodies]]
+
+
+def test_a_sampled_mask_is_undone_in_every_hit(wall: Wall, apart: dict[str, str]) -> None:
+    for number in range(5):
+        for _ in range(8):
+            answer = wall.ask("openai", f"{number}: write to {MAIL}", endpoint="some", headers=apart)
+
+            assert told("openai", answer, stream=False)[0] == (f"You said: {number}: write to {MAIL}",)
+    assert any(MASKED.search(call.raw.decode()) for call in wall.fakes["openai"].calls)
+
+
+def test_a_hit_without_a_placeholder_in_it_costs_no_scan(wall: Wall, apart: dict[str, str]) -> None:
+    def scans() -> float:
+        return wall.gateway.metric("keepgate_guardrail_seconds_count")
+
+    ask = Ask(text=f'#call weather {{"city": "Paris"}} for {MAIL}', tools=(WEATHER,))
+    body = SPEAKERS["openai"].body(ask, "openai", stream=False)
+    wall.post("openai", body, endpoint="masks", headers=apart)
+    found(lambda: hit(wall, "openai", body, False, apart, endpoint="masks"))
+    before = scans()
+
+    again = wall.post("openai", body, endpoint="masks", headers=apart)
+
+    assert again.headers["x-keepgate-cache"] == "exact"
+    assert again.headers["x-keepgate-guardrails"] == "masks/email=mask"
+    assert scans() == before
+
+
+def test_a_semantic_hit_says_what_was_done_to_the_answer_it_is(wall: Wall, apart: dict[str, str]) -> None:
+    def asked(text: str, **headers: str) -> httpx.Response:
+        return wall.ask("openai", text, endpoint="said", headers={**apart, **headers})
+
+    asked(f"How do I change the key {SECRET}?")
+    cached = found(lambda: semantic(asked(f"How can I change the key {SECRET}?", **CACHED)))
+    alike = asked(f"How can I change the key {SECRET}?")
+
+    assert alike.headers["x-keepgate-cache"] == "semantic"
+    for answer in (cached, alike):
+        assert LABEL in answer.text
+        assert answer.headers["x-keepgate-guardrails"] == "answers/secrets=redact"
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -665,6 +748,153 @@ def test_a_rule_applies_where_its_condition_holds_and_hits_stay_there(wall: Wall
     assert "keyed-word" not in keyed.text
 
 
+# --- what is passed on
+
+
+PASSED_ON: tuple[tuple[str, Json], ...] = (
+    ("/v1/images/generations", {"prompt": f"a cat, {SECRET}"}),
+    ("/v1/moderations", {"input": [f"is {SECRET} fine?"]}),
+    ("/v1/rerank", {"query": "keys", "documents": ["none", {"text": SECRET}]}),
+    ("/v1/audio/speech", {"input": f"Say {SECRET}"}),
+    ("/v1/batches", {"input_file_id": "file-1", "metadata": {"key": SECRET}}),
+    ("/v1/messages/batches", {"requests": [{"custom_id": "1", "params": {"system": SECRET}}]}),
+)
+FORM = {"content-type": "multipart/form-data; boundary=X"}
+FIELD = '--X\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n{}\r\n'
+FILE = '--X\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\nPNG\r\n--X--\r\n'
+
+
+@pytest.fixture(scope="module")
+def noting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, Upstream]]:
+    """A gateway, and an upstream that answers whatever it is told to."""
+    directory = tmp_path_factory.mktemp("passed-on")
+    with running_upstream() as upstream:
+        there = {"provider": "openai-compatible", "base_url": f"http://127.0.0.1:{upstream.port}/v1"}
+        config = settings(
+            directory, "", upstreams=[{"name": "a", **there}], endpoints=endpoints(), guardrails=policies()
+        )
+        with running_gateway(directory, config) as gateway:
+            yield gateway, upstream
+
+
+@pytest.fixture
+def passing(noting: tuple[Gateway, Upstream]) -> tuple[Gateway, Upstream]:
+    _, upstream = noting
+    upstream.asked.clear()
+    answers(upstream, b"{}")
+    return noting
+
+
+def answers(upstream: Upstream, body: bytes, media_type: str = "application/json") -> None:
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: {media_type}\r\ncontent-length: {len(body)}\r\n\r\n"
+    upstream.answers[:] = [head.encode() + body]
+
+
+@pytest.mark.parametrize(("path", "body"), PASSED_ON)
+@pytest.mark.parametrize("model", [{}, {"model": "a/m"}], ids=["by upstream", "by model"])
+def test_a_secret_is_redacted_in_what_is_passed_on(
+    passing: tuple[Gateway, Upstream], model: Json, path: str, body: Json
+) -> None:
+    gateway, upstream = passing
+
+    answer = gateway.client.post(path, json={**model, **body})
+
+    assert answer.status_code == 200, answer.text
+    [sent] = upstream.asked
+    assert SECRET not in sent.decode()
+    assert LABEL in sent.decode()
+    assert answer.headers["x-keepgate-guardrails"] == REDACTED
+
+
+def test_of_a_field_that_is_passed_on_twice_none_goes_unseen(passing: tuple[Gateway, Upstream]) -> None:
+    gateway, upstream = passing
+    body = '{"prompt": "SECRET", "prompt": "a cat"}'.replace("SECRET", SECRET)
+
+    gateway.client.post("/v1/images/generations", content=body)
+
+    assert upstream.asked[0].endswith(b'\r\n\r\n{"prompt":"a cat"}')
+
+
+def test_the_fields_of_a_form_are_screened_and_its_files_stay(passing: tuple[Gateway, Upstream]) -> None:
+    gateway, upstream = passing
+    text = "a cat\r\nof {}, crème"
+
+    answer = gateway.client.post(
+        "/v1/images/edits", content=(FIELD.format(text.format(SECRET)) + FILE).encode(), headers=FORM
+    )
+
+    assert upstream.asked[0].endswith((FIELD.format(text.format(LABEL)) + FILE).encode())
+    assert answer.headers["x-keepgate-guardrails"] == REDACTED
+
+
+def test_what_is_blocked_is_not_passed_on(passing: tuple[Gateway, Upstream]) -> None:
+    gateway, upstream = passing
+
+    refusals = [
+        gateway.client.post("/e/private/v1/images/generations", json={"prompt": f"of {BLOCKED}"}),
+        gateway.client.post("/e/private/v1/images/edits", content=FIELD.format(BLOCKED) + FILE, headers=FORM),
+        gateway.client.post("/e/closed-input/v1/images/generations", json={"prompt": f"of {BLOCKED}"}),
+    ]
+
+    told = [(answer.status_code, answer.json()["error"]["code"]) for answer in refusals]
+    assert told == [(400, "content_blocked"), (400, "content_blocked"), (503, "guardrail_unavailable")]
+    assert not any(BLOCKED in answer.text for answer in refusals)
+    assert upstream.asked == []
+
+
+def test_what_was_masked_comes_back_in_an_answer_that_is_json(passing: tuple[Gateway, Upstream]) -> None:
+    gateway, upstream = passing
+    body = {"query": "who", "documents": [f"ask {MAIL}"]}
+    gateway.client.post("/e/masks/v1/rerank", json=body)
+    placeholder = sole_mask(upstream.asked[0].decode())
+    answers(upstream, json.dumps({"results": [{"document": {"text": f"ask {placeholder}"}}]}).encode())
+
+    answer = gateway.client.post("/e/masks/v1/rerank", json=body)
+
+    assert answer.json() == {"results": [{"document": {"text": f"ask {MAIL}"}}]}
+    assert answer.headers["x-keepgate-guardrails"] == "masks/email=mask"
+
+
+@pytest.mark.parametrize("said", [{"output": [{"text": SECRET}]}, [{"text": SECRET}]])
+def test_an_answer_in_json_that_is_passed_on_is_screened(passing: tuple[Gateway, Upstream], said: Any) -> None:
+    gateway, upstream = passing
+    answers(upstream, json.dumps(said).encode())
+
+    answer = gateway.client.get("/v1/responses/resp_1")
+    blocked = gateway.client.get("/e/closed-output/v1/responses/resp_1")
+
+    assert answer.json() == json.loads(json.dumps(said).replace(SECRET, LABEL))
+    assert answer.headers["x-keepgate-guardrails"] == REDACTED
+    assert (blocked.status_code, blocked.json()["error"]["code"]) == (503, "guardrail_unavailable")
+
+
+def test_what_no_rule_looked_at_is_not_called_clean(passing: tuple[Gateway, Upstream]) -> None:
+    gateway, upstream = passing
+    answers(upstream, b"RIFF", "audio/wav")
+
+    seen = gateway.client.post("/v1/audio/speech", json={"input": "Hello"})
+    unseen = [gateway.client.get("/v1/files/a"), gateway.client.post("/e/bare/v1/audio/speech", json={"input": "Hi"})]
+
+    assert seen.content == b"RIFF"
+    assert seen.headers["x-keepgate-guardrails"] == "clean"
+    assert not any("x-keepgate-guardrails" in answer.headers for answer in unseen)
+
+
+@pytest.mark.parametrize("client", ["anthropic", "gemini"])
+def test_what_is_counted_is_screened(wall: Wall, client: Dialect) -> None:
+    path, body = "/v1/messages/count_tokens", SPEAKERS[client].body(Ask(text=SECRET), client, stream=False)
+    if client == "gemini":
+        path = f"/genai/v1beta/models/{client}:countTokens"
+    body.pop("max_tokens", None)
+
+    answer = wall.gateway.client.post(path, json=body)
+
+    assert answer.status_code == 200, answer.text
+    [call] = wall.fakes[client].calls
+    assert SECRET not in call.raw.decode()
+    assert answer.headers["x-keepgate-guardrails"] == REDACTED
+
+
 # --- what a new user gets
 
 
@@ -713,13 +943,8 @@ def test_what_a_closed_rule_cannot_look_at_goes_nowhere(
 
     answer = wall.post(client, body, stream=stream, endpoint=f"closed-{on}", headers=apart)
 
-    if answer.status_code == 200:  # a Response that begins before anything of it could be looked at
-        assert (client, on, stream) == ("responses", "output", True)
-        message = SPEAKERS[client].broken(answer.text)
-    else:
-        assert answer.status_code == 503
-        message = SPEAKERS[client].error(answer.json()).message
-    assert f"closed-{on}/broken" in message
+    assert answer.status_code == 503, answer.text
+    assert f"closed-{on}/broken" in SPEAKERS[client].error(answer.json()).message
     assert "guardrail_unavailable" in answer.text or client == "gemini"
     assert "Hello there" not in answer.text
     assert "out of order" not in answer.text

@@ -94,7 +94,10 @@ def answers(gateway: Gateway) -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("embedded", "redis"), ("redis", "qdrant"), ("qdrant", "embedded"), ("redis", "embedded")],
+    [
+        ("redis", "qdrant"),
+        *(pytest.param(*pair, marks=pytest.mark.full) for pair in (("embedded", "redis"), ("qdrant", "embedded"))),
+    ],
 )
 def test_what_one_store_knew_the_other_answers(
     tmp_path: Path, mock: Mock, store_server: Callable[[str], Server], one: str, other: str
@@ -199,7 +202,9 @@ def test_a_file_that_is_no_export_is_refused(
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("kind", sorted(STORES))
+@pytest.mark.parametrize(
+    "kind", ["redis", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("embedded", "qdrant"))]
+)
 def test_entries_are_counted_and_cleared_by_endpoint_and_age(
     tmp_path: Path, mock: Mock, store_server: Callable[[str], Server], kind: str
 ) -> None:
@@ -259,3 +264,12 @@ def test_a_store_inside_the_gateway_is_out_of_reach_and_says_so(tmp_path: Path, 
     done = keepgate("stats", "--config", str(config), fails=True)
 
     assert "cache.exact.store: memory is inside the gateway's own process" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("stats",), ("clear", "--yes"), ("export", "-")])
+def test_an_endpoint_that_nobody_knows_is_named(tmp_path: Path, mock: Mock, command: tuple[str, ...]) -> None:
+    config = home(tmp_path / "one", mock, {"cache": {}})
+
+    done = keepgate(*command, "--config", str(config), "--endpoint", "defualt")
+
+    assert "keepgate: no endpoint is named 'defualt'; known: default, other" in done.stderr

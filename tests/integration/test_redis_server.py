@@ -337,6 +337,24 @@ async def test_a_server_that_hangs_costs_the_callers_deadline_and_answers_right_
         assert found == [str(number).encode() for number in reversed(range(100))]
 
 
+async def test_a_store_that_waits_for_a_hanging_server_closes_within_the_time_of_one_answer(tmp_path: Path) -> None:
+    with redis_alone(tmp_path / "redis") as server:
+        store = RedisStore(address=at(server))
+        await store.put(HERE, "before", b"value", ttl=60)
+        server.signal(signal.SIGSTOP)
+        writing = [asyncio.create_task(store.put(HERE, str(number), b"value", ttl=60)) for number in range(2_000)]
+        await asyncio.sleep(0)
+
+        began = time.monotonic()
+        await store.close()
+        took = time.monotonic() - began
+
+        server.signal(signal.SIGCONT)
+        written = await asyncio.gather(*writing, return_exceptions=True)
+        assert {type(answer) for answer in written} == {BackendError}
+        assert took < 8
+
+
 async def test_writes_underway_outlive_lookups_that_are_given_up(tmp_path: Path) -> None:
     with redis_alone(tmp_path / "redis") as server:
         async with opened(at(server)) as store:
@@ -432,6 +450,20 @@ async def test_what_others_keep_on_the_server_is_left_alone(store_server: Callab
         assert gone == 1
         assert await mine.sizes() == {}
         assert await theirs.get(HERE, "key") == b"theirs"
+
+
+async def test_what_another_program_writes_below_the_prefix_is_passed_over(
+    store_server: Callable[[str], Server],
+) -> None:
+    address = at(store_server("redis-alone"))
+    async with opened(address) as store, talking(address) as client:
+        await store.put(HERE, "key", b"value", ttl=60)
+        for name in (b"\xff\xfe\x00key", b"no zero byte"):
+            await client.set(address.prefix.encode() + b":exact:" + name, b"\x7f\xf0" + bytes(6) + b"theirs")
+
+        assert await store.sizes() == {HERE: 1}
+        assert [entry.key async for entry in store.entries("")] == ["key"]
+        assert await store.clear("") == 1
 
 
 async def test_a_secret_is_the_same_for_all_who_share_a_server(store_server: Callable[[str], Server]) -> None:

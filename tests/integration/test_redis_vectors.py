@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from redis import Redis
 
 from backends.redis_address import RedisAddress
 from backends.redis_client import connect
 from backends.vector.base import Vector
 from backends.vector.redis import RedisVectorStore
-from backends.vector.redis_names import space
+from backends.vector.redis_names import short, space
 from models.errors import BackendError, StoreFull
 from tests.support.clock import ManualClock
 from tests.support.servers import Server, free_port
@@ -300,7 +301,8 @@ async def test_either_index_finds_every_entry_and_an_old_one_stays_as_it_was_mad
 
 async def test_a_cluster_keeps_each_namespace_on_one_node(tmp_path: Path) -> None:
     clock = ManualClock(NOW)
-    with redis_alone(tmp_path, "--cluster-enabled", "yes") as server:
+    # Its own choice for the other port, 10,000 above, is none where this one is high.
+    with redis_alone(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(free_port())) as server:
         async with talking(at(server.port)) as client:
             await client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
 
@@ -316,6 +318,115 @@ async def test_a_cluster_keeps_each_namespace_on_one_node(tmp_path: Path) -> Non
             assert [neighbors[0].entry_id for neighbors in found[:19]] == [str(i) for i in range(1, 20)]
             assert len([entry async for entry in store.entries("n/7")]) == 10
             assert (await store.count(), await store.clear("n/7"), await store.count()) == (199, 10, 189)
+
+
+async def test_clear_ends_while_others_write_as_fast_as_it_removes(store_server: Callable[[str], Server]) -> None:
+    address = at(store_server("redis").port)
+    looks = 0
+
+    def clock_of_a_writer() -> float:
+        """Whoever looks at it finds 200 entries more."""
+        nonlocal looks
+        looks += 1
+        pipeline = writer.pipeline()
+        for number in range(200 if looks < 50 else 0):
+            pipeline.hset(f"{key.rpartition(':')[0]}:{looks}-{number}", mapping=fields)
+        pipeline.execute()
+        return time.time()
+
+    async with opened(address) as store, talking(address) as client:
+        await fill(store, 200)
+        before = [key.decode() async for key in client.scan_iter(match=f"{address.prefix}:*", count=1_000)]
+        key = before[0]
+        with Redis(port=store_server("redis").port) as writer:
+            fields = writer.hgetall(key)
+            async with opened(address, clock=clock_of_a_writer) as other:
+                gone = await other.clear(HERE)
+
+        assert 200 <= gone <= 1_000
+        assert await client.exists(*before) == 0
+
+
+@pytest.mark.parametrize("part", ["set", "entries", "times"])
+async def test_a_namespace_of_which_a_part_was_evicted_begins_anew(
+    part: str, store_server: Callable[[str], Server]
+) -> None:
+    address = at(store_server("redis-alone").port)
+    async with opened(address) as store, talking(address) as client:
+        await fill(store, 100)
+        (key,) = [key async for key in client.scan_iter(match=f"{address.prefix}:*:{part}", count=1_000)]
+        await client.delete(key)
+
+        await store.upsert(HERE, "new", ROWS[150], b"", ttl=60)
+
+        assert await ids(store, ROWS[0], limit=1) == ["new"]  # nothing that is gone takes its place
+        assert await store.count() == 1
+        assert await store.clear(HERE) == 1
+        assert [key async for key in client.scan_iter(match=f"{address.prefix}:*", count=1_000)] == []
+
+
+@pytest.mark.parametrize("part", ["entries", "times"])
+async def test_a_search_frees_what_eviction_left_of_a_namespace(
+    part: str, store_server: Callable[[str], Server]
+) -> None:
+    address = at(store_server("redis-alone").port)
+    async with opened(address) as store, talking(address) as client:
+        await fill(store, 100)
+        (key,) = [key async for key in client.scan_iter(match=f"{address.prefix}:*:{part}", count=1_000)]
+        await client.delete(key)
+
+        assert await ids(store, ROWS[0]) == []
+
+        assert [key async for key in client.scan_iter(match=f"{address.prefix}:*", count=1_000)] == []
+        assert await store.count() == 0
+
+
+@pytest.mark.parametrize("part", ["entries", "times"])
+async def test_a_server_that_takes_no_writes_finds_nothing_in_what_eviction_left(part: str, tmp_path: Path) -> None:
+    with redis_alone(tmp_path) as server:
+        address = at(server.port)
+        async with opened(address) as store, talking(address) as client:
+            await fill(store, 3)
+            await store.upsert("whole", "a", ROWS[0], b"", ttl=60)
+            await client.delete(f"{address.prefix}:s:{space('test@1', DIMENSIONS)}:{{{short(HERE)}}}:{part}")
+            await client.execute_command("REPLICAOF", "127.0.0.1", free_port())
+
+            assert await ids(store, ROWS[0]) == []
+            assert len(await store.nearest("whole", ROWS[0], limit=1)) == 1
+
+
+async def test_everything_that_is_found_in_vector_sets_can_be_cleared(store_server: Callable[[str], Server]) -> None:
+    address = at(store_server("redis-alone").port)
+    async with opened(address) as store, talking(address) as client:
+        await fill(store, 5)
+        parts = {key.rpartition(b":")[2] async for key in client.scan_iter(match=f"{address.prefix}:*", count=1_000)}
+
+        assert parts == {b"set", b"entries", b"times"}  # no list of names beside them, which could be evicted alone
+        assert await store.clear("support") == 5
+        assert [key async for key in client.scan_iter(match=f"{address.prefix}:*", count=1_000)] == []
+
+
+async def test_deleting_the_last_entry_leaves_nothing_of_a_vector_set(store_server: Callable[[str], Server]) -> None:
+    address = at(store_server("redis-alone").port)
+    async with opened(address) as store, talking(address) as client:
+        await store.upsert(HERE, "a", ROWS[0], b"", ttl=None)
+
+        await store.delete(HERE, "a")
+
+        assert [key async for key in client.scan_iter(match=f"{address.prefix}:*", count=1_000)] == []
+
+
+async def test_a_vector_set_takes_entries_after_m_was_changed(store_server: Callable[[str], Server]) -> None:
+    address = at(store_server("redis-alone").port)
+    async with opened(address, m=16) as store:
+        await fill(store, 3)
+
+    async with opened(address, m=32) as store:
+        await store.upsert(HERE, "after", ROWS[9], b"", ttl=60)
+        await store.upsert("elsewhere", "new", ROWS[9], b"", ttl=60)
+
+        assert await ids(store, ROWS[9], limit=1) == ["after"]
+        assert await store.count() == 5
 
 
 async def test_another_server_at_the_same_place_is_found_out_about(tmp_path: Path) -> None:

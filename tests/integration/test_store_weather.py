@@ -56,7 +56,7 @@ STORES = {
 }
 
 
-@pytest.fixture(params=sorted(STORES))
+@pytest.fixture(params=["redis", pytest.param("qdrant", marks=pytest.mark.full)])
 def store(request: pytest.FixtureRequest) -> Store:
     chosen = STORES[request.param]
     if lacking := missing(chosen.server):

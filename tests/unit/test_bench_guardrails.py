@@ -11,6 +11,7 @@ import pytest
 from guardrails.base import DetectorError
 from models.errors import ConfigError
 from models.finding import Finding, Segment
+from service.bench import guardrails
 from service.bench.guardrails import OF_THE_DATA, Score, as_object, read, run, table, worst_inputs
 
 Json = dict[str, Any]
@@ -179,6 +180,11 @@ def test_nothing_to_measure_is_an_error_that_names_the_format(tmp_path: Path, na
         read(tmp_path)
 
 
+def test_a_folder_that_is_not_there_is_told_as_that(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="elsewhere: there is no such file or folder"):
+        read(tmp_path / "elsewhere")
+
+
 def test_kinds_have_other_names_in_other_places(tmp_path: Path) -> None:
     folder = written(tmp_path, {"text": "a b", "spans": [["MOBILE", 0, 1], ["EMAIL_ADDRESS", 2, 3]]})
 
@@ -210,6 +216,20 @@ def test_a_run_gives_the_same_figures_as_table_and_as_json(tmp_path: Path, capsy
     assert capsys.readouterr().out == ""
 
 
+def test_a_long_run_tells_on_stderr_how_far_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = written(tmp_path, *({"text": f"text {number}", "label": 0} for number in range(3)))
+    monkeypatch.setattr(guardrails, "_PROGRESS", 0.0)
+
+    run(read(folder), [Words(person="ada")])
+
+    told = capsys.readouterr()
+    assert "set.jsonl: 2 of 3 texts" in told.err
+    assert "words: speed on" in told.err
+    assert told.out == ""
+
+
 def test_texts_a_detector_could_not_look_at_are_told(tmp_path: Path) -> None:
     folder = written(tmp_path, {"text": "ada", "label": 1}, {"text": "eve", "label": 0})
 
@@ -220,6 +240,22 @@ def test_texts_a_detector_could_not_look_at_are_told(tmp_path: Path) -> None:
     assert one["positive"]["texts"] == 0
     assert "could not look: 2 texts (words: the dictionary is closed)" in table(result)
     assert result["speed"] == {"words": None}
+
+
+def test_a_kilobyte_is_timed_in_texts_of_four_however_little_there_is(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    class Reader(Words):
+        async def detect(self, segments: Sequence[Segment]) -> Sequence[Finding]:
+            seen.extend(segment.text for segment in segments)
+            return ()
+
+    folder = written(tmp_path, {"text": "ada", "label": 0}, {"text": "eve", "label": 0})
+
+    run(read(folder), [Reader(person="ada")])
+
+    repeated = [text for text in seen if set(text) == set("ada\neve")]
+    assert {len(text) for text in repeated} == {4096}
 
 
 def test_worst_inputs_are_of_the_length_asked_for_and_the_same_each_time() -> None:

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from models.errors import RequestError
-from service.api.form import model_span
+from service.api.form import model_span, rewritten, texts
 
 TYPE = b"multipart/form-data; boundary=X"
 FILE = b'--X\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n%b\r\n'
@@ -64,3 +64,25 @@ def test_a_large_form_is_read_in_no_time() -> None:
 
     assert model_of(FILE % header + END) is None
     assert time.perf_counter() - began < 1.0
+
+
+FIELD = b'--X\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n%b\r\n'
+
+
+def test_fields_are_read_but_for_the_model_and_files() -> None:
+    body = FIELD % b"one\r\n\r\ntwo" + MODEL % b"m" + FILE % b"RIFF" + FIELD % b"" + FIELD % b"three" + END
+
+    assert texts(body, TYPE) == [b"one\r\n\r\ntwo", b"three"]
+
+
+def test_fields_get_other_values_and_the_rest_stays() -> None:
+    body = FIELD % b"one\r\ntwo" + FILE % b"a one\r\ntwo" + FIELD % b"three" + FIELD % b"one\r\ntwo" + END
+
+    changed = rewritten(body, TYPE, {b"one\r\ntwo": b"1"})
+
+    assert changed == FIELD % b"1" + FILE % b"a one\r\ntwo" + FIELD % b"three" + FIELD % b"1" + END
+
+
+def test_a_value_that_would_end_the_form_is_refused() -> None:
+    with pytest.raises(RequestError):
+        rewritten(FIELD % b"one" + END, TYPE, {b"one": b"1\r\n--X--\r\n"})

@@ -4,7 +4,7 @@ import asyncio
 import re
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -402,6 +402,11 @@ FAILURES: list[Callable[[], Any]] = [
     lambda: [Finding(1, "x", 0, 1)],
     lambda: [Finding(-1, "x", 0, 1)],
     lambda: [Finding(0, "x", 0, 1), Finding(9, "x", 0, 1)],
+    lambda: [Finding(0, "x", 0, cast("int", "1"))],
+    lambda: [Finding(0, "x", cast("int", 0.5), 1)],
+    lambda: [Finding(cast("int", None), "x", 0, 1)],
+    lambda: [Finding(0, cast("str", None), 0, 1)],
+    lambda: [Finding(0, "x", 0, 1, cast("float", None))],
 ]
 
 
@@ -430,7 +435,8 @@ async def test_what_fails_open_goes_on_and_is_not_kept(act: Callable[[], Any], i
     assert not done.keepable
 
 
-async def test_an_own_error_of_somebody_elsewhere_is_its_failure() -> None:
+@pytest.mark.parametrize("inline", [True, False])
+async def test_an_own_error_of_somebody_is_its_failure(inline: bool) -> None:
     class Theirs(Exception):
         pass
 
@@ -439,7 +445,7 @@ async def test_an_own_error_of_somebody_elsewhere_is_its_failure() -> None:
 
     tally = Tally()
     with pytest.raises(GuardrailUnavailable):
-        await screened(texts("x"), rule(Does(raises, inline=False)), tally=tally)
+        await screened(texts("x"), rule(Does(raises, inline=inline)), tally=tally)
 
     assert tally.failed == [("default/odd", "Theirs")]
 

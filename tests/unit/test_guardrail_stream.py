@@ -1,10 +1,11 @@
 """What a stream lets out, against what the rules make of the whole text."""
 
 import re
+import tracemalloc
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from statistics import mean, quantiles
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -465,6 +466,47 @@ async def test_a_detector_that_cannot_look_stops_the_stream() -> None:
     assert opened.tally.failed
 
 
+def raises_its_own() -> Any:
+    class TheirsError(Exception):
+        pass
+
+    raise TheirsError
+
+
+@pytest.mark.parametrize("kinds", [None, frozenset({"odd"})])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(lambda: None, dict, lambda: iter(()), lambda: "none", lambda: [1], raises_its_own),
+        lambda: [Finding(0, "odd", 0, 99)],
+        lambda: [Finding(0, "other", 0, 99)],
+        lambda: [Finding(0, "odd", cast("int", 0.5), 2)],
+    ],
+)
+async def test_a_detector_that_answers_nonsense_in_the_middle_stops_the_stream(
+    answer: Callable[[], Any], kinds: frozenset[str] | None
+) -> None:
+    class Odd(Pattern):
+        async def detect(self, segments: Sequence[Segment]) -> Sequence[Finding]:
+            found: Sequence[Finding] = answer() if "four" in segments[0].text else []
+            return found
+
+    def screening(fail: str) -> StreamScreen:
+        detector = Odd("odd", "x")
+        detector.kinds = frozenset()
+        return StreamScreen([rule(detector, kinds=kinds, fail=fail)])
+
+    closed, opened = screening("closed"), screening("open")
+    out = [c.fields for one in letters("one two three ") for c in [c async for c in closed.feed(one)]]
+
+    assert said(out) == "one two three "
+    with pytest.raises(GuardrailUnavailable):
+        await streamed(closed, [*letters("four "), END])
+    assert said(await streamed(opened, [*letters("one two three four "), END])) == "one two three four "
+    assert not opened.keepable
+    assert opened.tally.failed
+
+
 async def test_a_finding_over_the_seam_of_two_blocks_of_text_is_not_finished() -> None:
     call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     split = [chunk({"content": "to ann@exam"}), chunk({"tool_calls": [call]}), chunk({"content": "ple.com now "})]
@@ -685,6 +727,22 @@ async def test_token_probabilities_go_with_their_text_and_not_with_another() -> 
     assert tokens == ["Ask ", " now", " please"]
 
 
+async def test_token_probabilities_that_come_after_their_text_stay_before_what_follows_it() -> None:
+    detail = {"type": "reasoning.encrypted", "index": 0, "data": "opaque"}
+    late = chunk({"reasoning_details": [detail]}, logprobs={"content": [{"token": "all", "logprob": -1.0}]})
+
+    out = await streamed(StreamScreen([rule(email())]), [chunk({"content": "Ask all"}), late, END])
+
+    order = [
+        "tokens" if c["logprobs"] else "detail" if "reasoning_details" in c["delta"] else "text"
+        for one in out
+        for c in one["choices"]
+        if c["finish_reason"] is None
+    ]
+    assert order == ["text", "tokens", "detail"]
+    assert said(out) == "Ask all"
+
+
 async def test_offsets_move_with_the_text() -> None:
     chunks = [
         chunk({"content": "ann@example.com says "}),
@@ -799,3 +857,19 @@ async def test_a_text_is_read_a_few_times_at_most(text: str) -> None:
 
     assert said(out) == text
     assert detector.read < 12 * len(text)
+
+
+@pytest.mark.parametrize(("action", "text"), [("log", "one two three " * 900), ("redact", "MIIEpQIBAAKC" * 1000)])
+async def test_a_text_that_is_kept_takes_little_more_than_itself(action: str, text: str) -> None:
+    screening = StreamScreen([rule(email(), action)])
+    await anext(screening.feed(chunk({"content": " "})), None)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+
+    for at in range(0, len(text), 4):
+        async for _ in screening.feed(chunk({"content": text[at : at + 4]})):
+            pass
+
+    kept = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert kept < 4 * len(text)

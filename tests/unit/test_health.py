@@ -117,3 +117,14 @@ def test_operators_hear_of_it_once(health: Health, caplog: pytest.LogCaptureFixt
         "the cache is degraded (exact, reading): broken",
         "the cache is well again (exact, reading)",
     ]
+
+
+def test_time_that_ran_out_is_said_in_words(health: Health, caplog: pytest.LogCaptureFixture) -> None:
+    health.failed(READING, TimeoutError())
+
+    assert caplog.messages == ["the cache is degraded (exact, reading): no answer in time"]
+
+
+def test_a_part_that_nobody_asked_is_told_as_well(metrics: Metrics, health: Health) -> None:
+    assert not health.failing(READING)
+    assert metrics.degraded.state() == {("exact",): 0}

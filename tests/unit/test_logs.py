@@ -46,6 +46,17 @@ def test_an_exception_is_on_the_line_with_its_places_and_causes(stream: io.Strin
     )
 
 
+def test_stores_are_heard_and_libraries_only_when_they_warn(stream: io.StringIO) -> None:
+    configure("info", stream=stream)
+
+    logging.getLogger("backends.vector.redis").info("vectors are in vector sets")
+    logging.getLogger("somebody.else").info("connected")
+
+    assert [line.partition(" INFO ")[2] for line in stream.getvalue().splitlines()] == [
+        "backends.vector.redis vectors are in vector sets"
+    ]
+
+
 def test_the_members_of_an_exception_group_are_told(stream: io.StringIO) -> None:
     configure("info", stream=stream)
     group = ExceptionGroup("two tiers failed", [KeyError("exact"), ValueError("semantic")])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import guardrails.patterns
 from guardrails.base import DetectorError
+from guardrails.expression import longest_word, parse
 from guardrails.patterns import LONG, Engine, Match, Pattern, PatternError, PatternSet, ScanGaveUp
 
 ENGINES: tuple[Engine, ...] = ("hyperscan", "portable")
@@ -383,3 +384,23 @@ def test_letters_beyond_ascii_that_fold_to_ascii_are_seen(engine: Engine) -> Non
 
     assert spans(matches)[:4] == [(0, 2, 11), (1, 13, 21), (0, 23, 31), (2, 23, 31)]
     assert len(matches) == 12
+
+
+@pytest.mark.parametrize(
+    ("expression", "longest"),
+    [
+        ("[a-z]{20}", 20),
+        (r"\b(?:sk|pk_)[a-z]{8,}\b", 10),
+        (r"key\s+[a-f0-9]{32}", 32),
+        (r"[a-f0-9]{32}\s+key", 32),
+        ("(?:[a-z]{4}-){3}[a-z]{4}", 19),
+        ("(?:[a-z]{9}|[a-z ]{30})", 0),
+        ("(?:[a-z]{30})?x", 1),
+        ("(?:ab c){5}", 2),
+        ("[^x]{30}", 0),
+        (r"[\w.]{3}[ ]?[\w.]{7}", 7),
+        ("é{25}", 25),
+    ],
+)
+def test_a_word_that_every_match_holds_is_known(expression: str, longest: int) -> None:
+    assert longest_word(parse(expression).node) == longest

@@ -294,3 +294,18 @@ async def test_a_hostile_text_takes_no_more_than_linear_time(piece: str) -> None
         findings = await DETECTOR.detect([Segment(0, text)])
 
     assert len(findings) <= len(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "number"),
+    [
+        (r"a\nNO7239825979190\nb", "iban", "NO7239825979190"),
+        (r"a\n4343 2503 1146 8242\n", "credit_card", "4343 2503 1146 8242"),
+        ("my social security number is 536228726", "us_ssn", "536228726"),
+        ("number=4825651981744&cvv=1", "credit_card", "4825651981744"),
+    ],
+)
+async def test_numbers_behind_an_escape_or_before_the_word(text: str, kind: str, number: str) -> None:
+    findings = await PiiDetector().detect([Segment(0, text)])
+
+    assert [(finding.kind, text[finding.start : finding.end]) for finding in findings] == [(kind, number)]

@@ -211,11 +211,17 @@ def test_what_no_endpoint_has_is_not_built(settings: Reading, tmp_path: Path) ->
     assert policies(read) == {"default": ()}
 
 
-def test_what_takes_long_to_compile_is_kept_under_the_folder_it_is_given(settings: Reading, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "place"), [(0o700, "cache/keepgate"), (0o770, "home")])
+def test_what_takes_long_to_compile_is_kept_where_nobody_else_writes(
+    settings: Reading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, place: str
+) -> None:
     databases = pytest.importorskip("guardrails.databases")
+    (tmp_path / "cache" / "keepgate").mkdir(parents=True)
+    (tmp_path / "cache" / "keepgate").chmod(mode)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     try:
-        policies(settings("endpoints: [{name: default, guardrails: []}]"), tmp_path)
+        policies(settings("endpoints: [{name: default, guardrails: []}]"), tmp_path / "home")
 
-        assert databases._kept.folder == tmp_path / "patterns"
+        assert databases._kept.folder == tmp_path / place / "patterns"
     finally:
         databases.keep_in(None)

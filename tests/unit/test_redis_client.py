@@ -22,6 +22,10 @@ from models.errors import BackendError, ConfigError, StoreFull
         (RedisAddress(url="http://127.0.0.1:6379"), r"redis\.url: must be redis://"),
         (RedisAddress(url="127.0.0.1:6379"), r"redis\.url: must be redis://"),
         (RedisAddress(url="redis://:pass/word@127.0.0.1:6379"), r"redis\.url: must be .*%XX"),
+        (RedisAddress(url="redis://127.0.0.1?max_connections=5"), r"redis\.url: .* takes db, .*nothing else"),
+        (RedisAddress(url="redis://127.0.0.1?retry_on_timeout=yes"), r"redis\.url: .*nothing else"),
+        (RedisAddress(url="redis://127.0.0.1?health_check_interval="), r"redis\.url: .*nothing else"),
+        (RedisAddress(url="redis://127.0.0.1?ssl_cert_reqs=none"), r"redis\.url: .*nothing else"),
         (RedisAddress(url="redis://127.0.0.1:6379/main"), r"redis\.url: .* the number of a database"),
         (RedisAddress(url="redis://127.0.0.1:6379/1", cluster=True), "database 0 only"),
         (RedisAddress(url="unix:///run/redis.sock", cluster=True), "a cluster has a host and a port"),
@@ -72,8 +76,8 @@ def test_files_of_certificates_matter_to_tls_only() -> None:
     assert not any(name.startswith("ssl") for name in without.connection_pool.connection_kwargs)
 
 
-def test_the_url_cannot_turn_retries_on() -> None:
-    client: Any = connect(RedisAddress(url="redis://127.0.0.1?retry_on_timeout=yes&health_check_interval=1"))
+def test_nothing_is_tried_twice() -> None:
+    client: Any = connect(RedisAddress(url="rediss://127.0.0.1?db=1&ssl_cert_reqs=none"))
 
     connection = client.connection_pool.make_connection()
     assert connection.retry.get_retries() == 0

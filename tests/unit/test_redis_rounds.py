@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from backends.redis_rounds import Rounds
+from models.errors import BackendError
 
 
 class Server:
@@ -144,6 +145,20 @@ async def test_over_waits_for_what_was_asked() -> None:
     assert before is False
     assert server.rounds == [[0], [1], [2]]
     assert await asyncio.gather(*asking) == [0, 10, 20]
+
+
+async def test_over_gives_up_what_a_server_does_not_answer() -> None:
+    server = Server(open_=False)
+    rounds = Rounds(server.send, at_once=1, most=2)
+    asking = [asyncio.create_task(rounds.ask(number)) for number in range(5)]
+    await settled()
+
+    await rounds.over(within=0.01)
+
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [BackendError] * 5
+    assert (server.rounds, server.cancelled) == ([[0, 1]], 1)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def settled() -> None:

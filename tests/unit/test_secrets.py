@@ -110,6 +110,35 @@ def found(detector: SecretsDetector, text: str) -> list[tuple[str, str]]:
         ("postman_key", "PMA" + "K-" + made_up(24, HEX) + "-" + made_up(34, HEX)),
         ("age_secret_key", "AGE-SECRET-" + "KEY-1" + made_up(58, "QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L")),
         ("artifactory_key", "AKC" + "p" + made_up(69)),
+        ("google_auth_key", "AQ" + ".Ab8" + made_up(46)),
+        ("github_app_token", "gh" + "s_1234567_eyJ" + made_up(30) + "." + made_up(200) + "." + made_up(86)),
+        ("wandb_key", "wandb" + "_v1_" + made_up(77)),
+        ("together_key", "tgp" + "_v1_" + made_up(43)),
+        ("tavily_key", "tvly" + "-prod-" + made_up(6) + "-" + made_up(50)),
+        ("xai_key", "xai" + "-token-" + made_up(80)),
+        ("sk_key", "sk" + "-kimi-" + made_up(64)),
+        ("sk_key", "sk" + "-helicone-" + "-".join(made_up(7, LOWER, seed=part) for part in "abcd")),
+        ("sk_key", "sk" + "-" + made_up(22)),
+        ("sk_key", "sk" + "_prod_" + made_up(29) + "-" + made_up(30)),
+        ("ai_provider_key", "cr" + "sr_" + made_up(64, HEX)),
+        ("ai_provider_key", uuid()[:14] + "4" + uuid()[15:] + ":" + made_up(32, HEX)),
+        ("agent_tool_key", "dt" + "n_" + made_up(64, HEX)),
+        ("agent_tool_key", "py" + "lf_v1_us_" + made_up(43)),
+        ("stripe_secret_key", "sk" + "_org_live_" + made_up(60)),
+        ("payment_service_key", "APP" + "_USR-1234567890123456-102030-" + made_up(32, HEX) + "-123456789"),
+        ("azure_service_key", made_up(42) + "+AC" + "R" + made_up(6)),
+        ("azure_service_key", made_up(44) + "Az" + "Fu" + made_up(4) + "=="),
+        ("digitalocean_spaces_key", "DO" + "00" + made_up(16, UPPER)),
+        ("cloud_access_key", "bce-v3/" + "ALTAK-" + made_up(21) + "/" + made_up(40, HEX)),
+        ("platform_token", "sign" + "key-prod-" + made_up(64, HEX)),
+        ("database_service_token", "CCDB" + "1_" + made_up(22) + "_" + made_up(40)),
+        ("package_registry_token", "packagist" + "_uut_" + made_up(68, HEX)),
+        ("snyk_token", "snyk" + "_uat." + made_up(8, HEX) + "." + made_up(60)),
+        ("posthog_key", "ph" + "s_" + made_up(43)),
+        ("infisical_token", "st" + "." + uuid() + "." + made_up(32, HEX) + "." + made_up(32, HEX)),
+        ("product_key", "os_v2" + "_app_" + made_up(103, "abcdefghijklmnopqrstuvwxyz234567")),
+        ("product_key", "pk" + "_12345678_" + made_up(32, UPPER)),
+        ("secret_token_address", "secret" + "-token:mercury_production_" + made_up(43)),
         ("password_hash", "$2" + "b$12$" + made_up(53)),
         ("password_hash", "$argon2" + "id$v=19$m=65536,t=3,p=4$" + made_up(22) + "$" + made_up(43)),
     ],
@@ -148,10 +177,45 @@ def test_knows_a_token_by_its_format_alone(detector: SecretsDetector, kind: str,
         ("mapsKey: " + made_up(32), "api_key", made_up(32)),
         ("define('LOGGED_IN_KEY', '|-+x 4Zq;o8#Tp!k2?Lw9%Rv7^Nb3');", "secret_key", "|-+x 4Zq;o8#Tp!k2?Lw9%Rv7^Nb3"),
         ("密码 password: 秘密です12 完", "password", "秘密です12"),
+        ("Das Passwort lautet h0pe4all", "password", "h0pe4all"),
+        ("contraseña: h0pe4all", "password", "h0pe4all"),
+        ("密码：h0pe4all", "password", "h0pe4all"),
+        ("пароль: h0pe4all", "password", "h0pe4all"),
+        ("username admin password h0pe4all", "password", "h0pe4all"),
+        ("trino://me:h0pe@x.org/a", "connection_string_password", "h0pe"),
+        ("elasticsearch://me:h0pe@x.org", "connection_string_password", "h0pe"),
+        ("jdbc:oracle:thin:me/h0pe4all@//x:1521/s", "password", "h0pe4all"),
+        ("WIFI:S:net;T:WPA;P:h0pe4all;;", "password", "h0pe4all"),
+        ("Cookie: a=b; sessionid=" + made_up(32), "session_cookie", made_up(32)),
+        ("ENV APP_TOKEN 8f3kd92ls0aWq1ZpX7", "api_key", "8f3kd92ls0aWq1ZpX7"),
+        ("- name: APP_TOKEN\n  value: 8f3kd92ls0aWq1ZpX7", "api_key", "8f3kd92ls0aWq1ZpX7"),
+        ('{"name": "API_KEY", "value": "8f3kd92ls0aWq1ZpX7"}', "api_key", "8f3kd92ls0aWq1ZpX7"),
+        ("- **API_KEY**: `8f3kd92ls0aWq1ZpX7`", "api_key", "8f3kd92ls0aWq1ZpX7"),
+        ("| API_KEY | 8f3kd92ls0aWq1ZpX7 |", "api_key", "8f3kd92ls0aWq1ZpX7"),
+        ("Here is the API key: 8f3kd92ls0aWq1ZpX7", "api_key", "8f3kd92ls0aWq1ZpX7"),
+        ("our storage key is 8f3kd92ls0aWq1ZpX7", "api_key", "8f3kd92ls0aWq1ZpX7"),
+        ("- name: DB_PASSWORD\n  value: h0pe4all", "password", "h0pe4all"),
+        ("| DB_PASSWORD | h0pe4all |", "password", "h0pe4all"),
+        ("**DB_PASSWORD**: `h0pe4all`", "password", "h0pe4all"),
+        ('{"body": "{\\"db_password\\": \\"h0pe4all\\"}"}', "password", "h0pe4all"),
+        ("AUTH_TOKEN: 3fcdVj61GJw7UU6mQt3u2VUjNrowEqko", "api_key", "3fcdVj61GJw7UU6mQt3u2VUjNrowEqko"),
+        ("ENCRYPTION_KEY=" + made_up(43) + "=", "api_key", made_up(43) + "="),
+        ("zai_key: " + made_up(32, HEX) + "." + made_up(16), "ai_provider_key", made_up(32, HEX) + "." + made_up(16)),
     ],
 )
 def test_reports_the_value_and_not_the_name(detector: SecretsDetector, text: str, kind: str, secret: str) -> None:
     assert (kind, secret) in found(detector, text)
+
+
+@pytest.mark.parametrize("before", ["\\n", "\\t", "\\\\n", "\\u0022", "\\u003d", "\x1b[1;32m"])
+def test_a_token_begins_behind_an_escape(detector: SecretsDetector, before: str) -> None:
+    token = "gh" + "o_" + made_up(36)
+
+    assert ("github_oauth_token", token) in found(detector, f"x{before}{token}\\n")
+
+
+def test_a_password_ends_at_an_escaped_line(detector: SecretsDetector) -> None:
+    assert found(detector, r'{"env": "A=1\nDB_PASSWORD=h0pe4all\nB=2"}') == [("password", "h0pe4all")]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +236,19 @@ def test_reports_the_value_and_not_the_name(detector: SecretsDetector, text: str
         "commit 5ce5e32f0c1d2b3a49586776655443322110ffee",
         "https://x.org:8080/a@b",
         "def login(self, password: str, token: str | None = None) -> None:",
+        "prompt_toolkit/token.py,sha256=do3EnxLrCDVbq47MzJ2vqSYps-CjVKWNCWzCZgdf5Jo,121",
+        "realtime/client_secrets.py,sha256=m1mZTY-yzzrt9xhoFHq55nXVRDimUpwbczHpnvvdkc4,9470",
+        "s3_aws_session_token=s3_aws_session_token,",
+        "resolve(api_key=api_key, use_sigv4=self._use_sigv4)",
+        ".sk-toggleable__content-arrow-label-12 { color: red }",
+        "sk_X509_NAME_ENTRY_free(names); sk_stream_alloc_page_frag(sk);",
+        "| Password | Description | Required |",
+        'status: ok ? "PASSED":"FAILED"',
+        "%sudo ALL=(root) NOPASSWD: /bin/systemctl restart",
+        "turkey/__init__.py,sha256=AP95yGxOG0Bckv61DRB8q5jENkDXBie3AMNS4z8-1O8,241",
+        "'ALAssetsLibrary', 'APActivationPayload', 'ARAnchor'",
+        'HEADERS = ("authorization", "x-amz-content-sha256")',
+        "Passwort: bitte eingeben",
     ],
 )
 def test_leaves_placeholders_code_and_prose_alone(detector: SecretsDetector, text: str) -> None:
@@ -321,6 +398,19 @@ def test_no_text_makes_it_slow_or_fail(detector: SecretsDetector, text: str) -> 
     assert all(finding.end - finding.start <= BLOCK_CAP + 100 for finding in findings if finding.kind == "private_key")
 
 
+def test_a_megabyte_of_base64_hides_no_secret_and_holds_hardly_one(detector: SecretsDetector) -> None:
+    noise = base64.encodebytes(random.Random(5).randbytes(768 * 1024)).decode()  # noqa: S311 - any bytes will do
+    token = "ghp_" + "vJ3kQ9xT2mB7nL5wR8cZ1dF6hY4sA0gE2uPo"
+    half = len(noise) // 2
+
+    clean = detector.scan(Segment(0, noise))
+    found = detector.scan(Segment(0, f"{noise[:half]}\n{token}\n{noise[half:]}"))
+
+    assert len(noise) > 1 << 20
+    assert len(clean) <= 1  # chance writes the beginning of a token that has no checksum
+    assert ("github_pat", half + 1) in [(finding.kind, finding.start) for finding in found]
+
+
 @pytest.mark.parametrize(
     ("text", "opened"),
     [
@@ -382,3 +472,12 @@ def test_entropy_is_shannons() -> None:
     assert entropy("aaaa") == 0
     assert entropy("abab") == 1
     assert entropy("abcdefgh") == 3
+
+
+def test_a_known_format_comes_before_the_name_it_was_assigned_to(detector: SecretsDetector) -> None:
+    token = "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8"
+
+    findings = detector.scan(Segment(0, f"the api key is {token}, ask"))
+
+    assert [finding.kind for finding in findings] == ["github_pat", "api_key"]
+    assert {(finding.start, finding.end) for finding in findings} == {(15, 55)}

@@ -1,4 +1,5 @@
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import get_args
@@ -521,11 +522,7 @@ def test_a_package_that_an_extra_brings_is_named(problems: Refusing, monkeypatch
         ("detect: hidden_text, on: output, action: block", "on: hidden_text also finds chat templates that an answer"),
         (
             "detect: regex, pattern: 'a .*b', on: output, action: block",
-            "pattern: streamed answers wait for their end: what it matches has white space and no longest form",
-        ),
-        (
-            "detect: regex, pattern: '^secret', on: output, action: redact",
-            "pattern: streamed answers wait for their end: what it matches has white space and no longest form",
+            "pattern: streamed answers wait from where a match may have begun, maybe to their end: what it matches has",
         ),
         ("detect: email, send: original, on: input, action: log", "send: has no effect: pii always looks at the"),
     ],
@@ -546,6 +543,7 @@ def test_a_rule_that_does_less_than_it_seems_is_doubted(loaded: Loading, rule: s
         "detect: email, on: input, action: mask",
         "detect: regex, pattern: 'PROJ-[0-9]{4}', on: output, action: block",
         "detect: regex, pattern: 'a .*b', on: output, action: log",
+        "detect: regex, pattern: '^secret', on: output, action: redact",
         "detect: prompt_injection, on: [input, tool_result], action: block",
     ],
 )
@@ -802,3 +800,87 @@ def test_a_caller_nobody_checked_is_not_led_to_the_operators_credential(problems
 
 def test_callers_with_a_key_may_be(loaded: Loading) -> None:
     assert loaded(f"{MIXED}keys: {{require: true}}").models[0].name == "m"
+
+
+REDIS = "cache: {exact: {store: redis}, vector: {store: redis}}\nredis: "
+
+
+@pytest.mark.parametrize(
+    ("section", "found"),
+    [
+        ("{url: 'redis://h:1/one'}", ["redis.url: what follows the port must be the number of a database"]),
+        (
+            "{url: 'redis://:a#b@h'}",
+            [
+                (
+                    "redis.url: must be a URL that starts with redis://, rediss:// or unix:///; "
+                    "special characters of a password are written as %XX"
+                )
+            ],
+        ),
+        (
+            "{cluster: true, url: 'redis://h:1/1'}",
+            ["redis.url: must end without the number of a database: a cluster has database 0 only"],
+        ),
+        (
+            "{cluster: true, url: 'unix:///s'}",
+            ["redis.url: must name a host: sentinels and clusters have no socket"],
+        ),
+        (
+            "{sentinel: {hosts: ['h:1'], master: m}, url: 'unix:///s'}",
+            ["redis.url: must name a host: sentinels and clusters have no socket"],
+        ),
+        (
+            f"{{url: 'redis://h', tls: {{ca: '{__file__}'}}}}",
+            ["redis.tls.ca: is for rediss://, and redis.url begins otherwise: nothing would be encrypted"],
+        ),
+        (f"{{url: 'rediss://h', tls: {{cert: '{__file__}'}}}}", ["redis.tls.key: is required with redis.tls.cert"]),
+        (f"{{url: 'rediss://h', tls: {{key: '{__file__}'}}}}", ["redis.tls.cert: is required with redis.tls.key"]),
+        ("{url: 'rediss://h', tls: {ca: /nowhere.pem}}", ["redis.tls.ca: there is no file /nowhere.pem"]),
+    ],
+)
+def test_a_redis_that_cannot_be_reached_so_is_refused(problems: Refusing, section: str, found: list[str]) -> None:
+    assert problems(REDIS + section) == found
+
+
+@pytest.mark.parametrize(
+    ("section", "found"),
+    [
+        ("{url: 'https://h', ca_file: /nowhere.pem}", "qdrant.ca_file: there is no file /nowhere.pem"),
+        (
+            f"{{url: 'http://h', ca_file: '{__file__}'}}",
+            "qdrant.ca_file: is for https://, and qdrant.url begins with http://",
+        ),
+    ],
+)
+def test_a_qdrant_that_cannot_be_trusted_so_is_refused(problems: Refusing, section: str, found: str) -> None:
+    assert problems(f"cache: {{vector: {{store: qdrant}}}}\nqdrant: {section}") == [found]
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ("cache: {vector: {m: 32}}", "cache.vector.m: has no effect with store: faiss"),
+        ("cache: {vector: {store: qdrant, index: flat}}", "cache.vector.index: has no effect with store: qdrant"),
+        (
+            "cache: {vector: {store: redis, max_entries: 9}}",
+            "cache.vector.max_entries: has no effect with store: redis",
+        ),
+        (
+            f"{REDIS}{{url: 'redis://h/3'}}",
+            "redis.url: the query engine of Redis knows database 0 only: vectors need a server with vector sets here",
+        ),
+    ],
+)
+def test_what_a_store_does_not_heed_is_a_doubt(loaded: Loading, text: str, warning: str) -> None:
+    assert loaded(text).warnings == (warning,)
+
+
+def test_a_store_whose_package_is_not_there_says_what_to_install(
+    problems: Refusing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)
+
+    found = problems("cache: {exact: {store: redis}}")
+
+    assert found == ["cache.exact.store: redis needs the package redis: pip install 'keepgate[redis]'"]

@@ -1,13 +1,15 @@
 """How the tiers of the cache fail and recover: a miss each time, and a gauge that tells the truth."""
 
+import asyncio
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from backends.embedding.base import Role
 from backends.exact.memory import MemoryStore
-from backends.vector.base import Vector
+from backends.vector.base import Neighbor, Vector
 from backends.vector.flat import FlatStore
 from models.completion import Completion, Usage
 from models.errors import BackendError, StoreFull
@@ -44,7 +46,12 @@ class FragileExactStore(MemoryStore):
 
 
 class FragileVectorStore(FlatStore):
-    writing = True
+    writing = answering = True
+
+    async def nearest(self, namespace: str, vector: Vector, *, limit: int) -> Sequence[Neighbor]:
+        if not self.answering:
+            await asyncio.Event().wait()
+        return await super().nearest(namespace, vector, limit=limit)
 
     async def upsert(self, namespace: str, entry_id: str, vector: Vector, payload: bytes, *, ttl: float | None) -> None:
         if not self.writing:
@@ -63,6 +70,16 @@ class SameVector:
 
     async def close(self) -> None:
         """Nothing to close."""
+
+
+class SlowEmbedder(SameVector):
+    """Takes so many seconds for each text."""
+
+    takes = 0.0
+
+    async def embed(self, texts: Sequence[str], *, role: Role) -> NDArray[np.float32]:
+        await asyncio.sleep(self.takes)
+        return await super().embed(texts, role=role)
 
 
 class Tiers:
@@ -144,6 +161,41 @@ async def test_an_exact_store_that_fails_behind_a_semantic_hit_is_a_miss_and_rec
     assert found.detail == "degraded"
     assert during == 1
     assert tiers.degraded("exact") == 0
+
+
+@pytest.mark.parametrize(("takes", "blamed"), [(0.0, "vector"), (0.12, "embedder")])
+async def test_time_that_runs_out_is_the_fault_of_who_took_most_of_it(takes: float, blamed: str) -> None:
+    tiers, embedder = Tiers(), SlowEmbedder()
+    embedder.takes = takes
+    tiers.vectors.answering = False
+    semantic = SemanticTier(embedder, tiers.vectors, tiers.exact, deadline=0.2, metrics=tiers.metrics)
+    await semantic.load()
+
+    found = await semantic.lookup(CONTEXT, QUESTION)
+
+    assert found.detail == "degraded"
+    assert {part for part in ("embedder", "vector") if tiers.degraded(part)} == {blamed}
+
+
+async def test_a_recovery_is_heard_of_without_a_request() -> None:
+    tiers = await loaded()
+    tiers.store.reading = False
+    await tiers.exact.lookup(CONTEXT, "key")
+    tiers.vectors.answering = False
+    quick = SemanticTier(SameVector(), tiers.vectors, tiers.exact, deadline=0.01, metrics=tiers.metrics)
+    await quick.load()
+    await quick.lookup(CONTEXT, QUESTION)
+    during = tiers.degraded("exact"), tiers.degraded("vector")
+    await tiers.exact.look()
+    await quick.look()
+    still = tiers.degraded("exact"), tiers.degraded("vector")
+    tiers.store.reading = tiers.vectors.answering = True
+
+    await tiers.exact.look()
+    await quick.look()
+
+    assert [during, still] == [(1.0, 1.0)] * 2
+    assert (tiers.degraded("exact"), tiers.degraded("vector")) == (0, 0)
 
 
 async def test_a_slower_call_does_not_undo_a_refresh() -> None:

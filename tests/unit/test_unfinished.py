@@ -64,6 +64,34 @@ def test_a_lazy_repeat_ends_where_it_can(text: str, opened: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("expression", "text"),
+    [
+        (r"a \w{1,4}? ?b?", "a b "),  # nothing has to follow
+        (r"(?:(?:x \w+?y)+ ?)+", "x ay x "),  # another may have begun
+        (r"x .*?y|x z", "x z "),  # the way before it may yet be taken
+        (r"[ad]+[acd].*?d", "aad "),  # the same, where it begins a little further on
+    ],
+)
+def test_a_match_that_another_way_may_take_over_is_open(expression: str, text: str) -> None:
+    assert unfinished(expression).open_from(text) == 0
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        r"(?s)<<.*?>>",
+        r'(?s)<<\s*=\s*"(.*?)">>',
+        r"(?s)<<.*?>>|\[\[.*?\]\]",
+        r"(?s)(?:<<|\[\[).*?(?:>>|\]\])",
+    ],
+)
+def test_nothing_is_open_behind_the_end_of_a_lazy_repeat(expression: str) -> None:
+    text = '<< = "a">> and '
+
+    assert unfinished(expression).open_from(text) == len(text)
+
+
+@pytest.mark.parametrize(
     ("text", "opened"),
     [
         ("password is ", 12),  # only its name so far

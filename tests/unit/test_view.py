@@ -815,3 +815,11 @@ def test_a_request_without_strings_has_no_segments() -> None:
 
     assert views_of(request).texts == []
     assert views_of(request).rewritten({}) == (request.body,)
+
+
+def test_what_callers_name_their_users_by_is_looked_at() -> None:
+    named = {"user": "a", "safety_identifier": "b", "prompt_cache_key": "c", "metadata": {"user_id": "d"}}
+
+    said = {segment.text for segment in request_segments(named, "openai").texts}
+
+    assert {"a", "b", "c", "d"} <= said
