@@ -64,13 +64,14 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check_config(options: argparse.Namespace) -> int:
-    from service.policies import check
+    from service import policies, wiring
 
     problems: tuple[str, ...] = ()
     warnings: Sequence[str] = ()
     try:
         settings = load(options.file, os.environ, on_this_machine=True)
-        check(settings)
+        wiring.check(settings)
+        policies.check(settings)
         warnings = settings.warnings
     except ConfigError as error:
         problems = error.problems

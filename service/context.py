@@ -9,6 +9,8 @@ from models.key import VirtualKey
 
 Mode = Literal["off", "exact", "semantic", "shadow"]
 Scope = Literal["key", "team", "endpoint"]
+# What of a conversation's earlier turns makes two last turns another question.
+Keeping = Literal["full", "last-turn-if-self-contained", "last-turn"]
 CacheOutcome = Literal["exact", "semantic", "coalesced", "miss", "bypass"]
 
 
@@ -16,12 +18,13 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
     """One application's policy, compiled from its settings. Times in seconds.
 
     `keep` are the finish reasons whose answers are stored. `ttl_jitter` is the
-    largest share by which an entry's TTL is shortened.
+    largest share by which an entry's TTL is shortened. `threshold` None: the
+    verifier decides. `off` are the eligibility rules that do not apply here.
     """
 
     name: str
     mode: Mode = "semantic"
-    threshold: float = 0.92
+    threshold: float | None = None
     ttl: float = 3600.0
     ttl_jitter: float = 0.1
     scope: Scope | None = None
@@ -29,6 +32,9 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
     replay_rate: float = 50.0
     keep: frozenset[str] = frozenset({"stop"})
     max_temperature: float = 0.3
+    context: Keeping = "full"
+    question_pattern: str | None = None
+    off: frozenset[str] = frozenset()
     fallback_answers: bool = False
 
 
@@ -40,7 +46,8 @@ class Limits(msgspec.Struct, frozen=True, gc=False):
 
 
 class Directives(msgspec.Struct, frozen=True, gc=False):
-    """What the caller's headers ask of the cache, already tightened to what the endpoint allows.
+    """What the caller's headers ask of the cache, already tightened to what the endpoint allows. `threshold` is the
+    least cosine of a semantic hit, whatever else decides.
 
     Two requests share a flight only where these are equal.
     """

@@ -394,12 +394,14 @@ class EndpointCacheSettings(_Section):
     """`replay_rate` is in tokens a second; `scope` None is `key` where the caller has one, else `endpoint`."""
 
     mode: Literal["off", "exact", "semantic", "shadow"] = "semantic"
-    threshold: Share = 0.92
+    threshold: Share | None = None
     max_wrong_hit_rate: Annotated[Number, Field(gt=0, lt=1)] | None = None
     ttl: Period = 3600.0
     ttl_jitter: Annotated[Number, Field(ge=0, le=0.5)] = 0.1
     scope: Literal["key", "team", "endpoint"] | None = None
     context: Literal["full", "last-turn-if-self-contained", "last-turn"] = "full"
+    question_pattern: Text | None = None
+    ignore_rules: tuple[Text, ...] = ()
     replay: Literal["instant", "paced"] = "instant"
     replay_rate: Annotated[Number, Field(gt=0)] = 50.0
     keep: tuple[Literal["stop", "length", "tool_calls"], ...] = ("stop",)
@@ -532,8 +534,6 @@ def _not_in_this_version(settings: Settings) -> Iterator[tuple[str, str]]:
     for at, endpoint in enumerate(settings.endpoints):
         if endpoint.cache.max_wrong_hit_rate is not None:
             yield f"endpoints.{at}.cache.max_wrong_hit_rate", "a certified limit; use threshold"
-        if endpoint.cache.context != "full":
-            yield f"endpoints.{at}.cache.context", f"{endpoint.cache.context}; use full"
 
 
 def _contradictions(
@@ -924,6 +924,8 @@ def _doubts(settings: Settings) -> Iterator[tuple[str, str]]:
         cache = endpoint.cache
         if "threshold" in cache.model_fields_set and cache.mode in ("off", "exact"):
             yield f"endpoints.{at}.cache.threshold", f"has no effect with mode: {cache.mode}"
+        if cache.context == "last-turn":
+            yield f"endpoints.{at}.cache.context", "last-turn answers follow-ups out of context: see docs/cache.md"
         if "replay_rate" in cache.model_fields_set and cache.replay == "instant":
             yield f"endpoints.{at}.cache.replay_rate", "has no effect with replay: instant"
     applied = {name for endpoint in settings.endpoints for name in endpoint.guardrails or ()}

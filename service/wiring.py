@@ -31,7 +31,10 @@ from guardrails.placeholders import Placeholders
 from guardrails.policy import Policy
 from models.errors import BackendError, ConfigError
 from service.caching import directives
+from service.caching.eligibility import SWITCHABLE
+from service.caching.passages import TemplateError, template
 from service.caching.single_flight import Flights
+from service.caching.verifier import load as load_verifier
 from service.context import Directives, Endpoint, Limits
 from service.pipeline.exact_tier import ExactTier
 from service.pipeline.gateway import Gateway
@@ -158,6 +161,7 @@ class Runtime:
             self._recorder = Recorder(target)
             self._recorder.start()
             self.metrics.records_dropped.follow(lambda: self._recorder.dropped if self._recorder else 0)
+        check(settings)
         applied = await asyncio.to_thread(policies, settings, home)
         self.state = self._compiled(settings, applied, {}, {})
         if chosen.store in _SHARED and settings.storage.secret is None:
@@ -175,6 +179,7 @@ class Runtime:
         async with self._reloading:  # two signals at once: the second reads what the file is by then
             try:
                 settings = await asyncio.to_thread(reread, self._config, self._environ, self._settings)
+                check(settings)
                 await self._put_into_effect(settings)
             except (ConfigError, BackendError) as error:
                 log_refused(error)
@@ -293,8 +298,18 @@ class Runtime:
     def _semantic(self, settings: Settings) -> SemanticTier:
         embedder = make_embedder(settings)
         vectors = open_vector_store(settings, dimensions=embedder.dimensions, revision=embedder.revision)
+        try:
+            verifier = load_verifier(embedder.revision)
+        except ConfigError as error:
+            log.info("semantic hits go by cosine alone: %s", error)
+            verifier = None
         return SemanticTier(
-            embedder, vectors, self.exact, deadline=settings.cache.vector.deadline, metrics=self.metrics
+            embedder,
+            vectors,
+            self.exact,
+            verifier=verifier,
+            deadline=settings.cache.vector.deadline,
+            metrics=self.metrics,
         )
 
     async def _shared_secret(self, settings: Settings, home: Path) -> bytes:
@@ -576,6 +591,23 @@ def _route(model: ModelSettings, places: Mapping[str, str], routing: RoutingSett
     )
 
 
+def check(settings: Settings) -> None:
+    """What endpoints say of the cache that only its rules can judge. Raises `ConfigError` with every problem."""
+    problems = []
+    for at, endpoint in enumerate(settings.endpoints):
+        where = f"endpoints.{at}.cache"
+        for name in sorted(set(endpoint.cache.ignore_rules) - SWITCHABLE):
+            known = ", ".join(sorted(SWITCHABLE))
+            problems.append(f"{where}.ignore_rules: no rule is called {name!r}; known: {known}")
+        if endpoint.cache.question_pattern is not None:
+            try:
+                template(endpoint.cache.question_pattern)
+            except TemplateError as error:
+                problems.append(f"{where}.question_pattern: {error}")
+    if problems:
+        raise ConfigError(*problems)
+
+
 def _endpoint(settings: EndpointSettings) -> tuple[Endpoint, Directives]:
     cache = settings.cache
     endpoint = Endpoint(
@@ -589,6 +621,9 @@ def _endpoint(settings: EndpointSettings) -> tuple[Endpoint, Directives]:
         replay_rate=cache.replay_rate,
         keep=frozenset(cache.keep),
         max_temperature=cache.max_temperature,
+        context=cache.context,
+        question_pattern=cache.question_pattern,
+        off=frozenset(cache.ignore_rules),
         fallback_answers=cache.fallback_answers,
     )
     return endpoint, directives.defaults(endpoint)

@@ -10,9 +10,9 @@ answer. Written for English; a turn in which no letter is Latin is dependent.
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-Keeping = Literal["full", "last-turn-if-self-contained", "last-turn"]
+from service.context import Keeping
 
 # In characters. A longer turn brings its own context; of a longer history the end is read.
 LONGEST = 1_000

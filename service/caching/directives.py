@@ -27,12 +27,12 @@ _NUMBER = re.compile(r"[01](?:\.\d{1,12})?|\.\d{1,12}", re.ASCII)
 
 def defaults(endpoint: Endpoint) -> Directives:
     """What a request that asks for nothing gets."""
-    return Directives(mode=endpoint.mode, threshold=endpoint.threshold, ttl=endpoint.ttl)
+    return Directives(mode=endpoint.mode, threshold=endpoint.threshold or 0.0, ttl=endpoint.ttl)
 
 
 def parse(headers: Mapping[bytes, bytes], endpoint: Endpoint) -> Directives:
     """Raises `RequestError` that names the header whose value cannot be read."""
-    mode, threshold, ttl = endpoint.mode, endpoint.threshold, endpoint.ttl
+    mode, threshold, ttl = endpoint.mode, endpoint.threshold or 0.0, endpoint.ttl
     lookup = store = True
     max_age: float | None = None
     only_if_cached = False

@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from service.caching.context import Keeping, keeps_history, plain_turns, systems_first
+from service.caching.context import keeps_history, plain_turns, systems_first
 from service.caching.passages import Layout, Template, cut, cut_parts
+from service.context import Keeping
 
 # Fields of the body that shape how an answer travels or who is noted as asking, never what it says.
 NEUTRAL = frozenset({"stream", "stream_options", "user", "safety_identifier", "metadata", "prompt_cache_key"})

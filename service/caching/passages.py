@@ -11,6 +11,7 @@ a wrong cut costs hits, and never makes two passages one.
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import re2
@@ -64,6 +65,12 @@ class Template:
             part.decode("utf-8", "surrogatepass") for part in (encoded[:start], encoded[start:end], encoded[end:])
         )
         return _made(before + question + after, (len(before), len(before) + len(question)), "template")
+
+
+@lru_cache(maxsize=1_000)
+def template(expression: str) -> Template:
+    """Raises `TemplateError`."""
+    return Template(expression)
 
 
 def cut(text: str, template: Template | None = None) -> Cut | None:

@@ -16,9 +16,11 @@ from guardrails.policy import Choice
 from models.completion import Chunk, Completion, Entry, Usage
 from models.errors import ContentBlocked, GatewayError, NotCached, RequestError
 from models.request import Request
+from service.caching import passages
 from service.caching.assembly import Assembly
-from service.caching.eligibility import keepable, names_a_container, not_semantic
-from service.caching.identity import STATEFUL, STATEFUL_BEYOND, Question, exact_key, question
+from service.caching.eligibility import judge, keepable, names_a_container, not_semantic
+from service.caching.identity import STATEFUL, STATEFUL_BEYOND, Question, exact_key
+from service.caching.identity import asked as question_of
 from service.caching.single_flight import Flight, FlightChunk, Flights
 from service.context import Context, Directives, Endpoint, Limits
 from service.pipeline.admit import admit
@@ -383,14 +385,19 @@ class Gateway:
         """What the semantic tier compares; None with the reason in the flight's `detail`."""
         if self.semantic is None or context.directives.mode not in ("semantic", "shadow"):
             return None
-        reason = not_semantic(request, max_temperature=context.endpoint.max_temperature)
+        endpoint = context.endpoint
+        reason = not_semantic(request, max_temperature=endpoint.max_temperature)
         if reason is None:
             # Two questions that mask different values are different questions.
             masked = sorted(flight.issued)
-            asking = question(request.body, (*meaning, *masked))
-            if asking is not None and asking.text.strip():
-                return asking
-            reason = "not-text"
+            template = None if endpoint.question_pattern is None else passages.template(endpoint.question_pattern)
+            asking = question_of(request.body, (*meaning, *masked), keeping=endpoint.context, template=template)
+            if isinstance(asking, str):
+                reason = asking
+            else:
+                reason = judge(request, asking.text, off=endpoint.off, max_temperature=endpoint.max_temperature)
+                if reason is None:
+                    return asking
         flight.detail = reason
         return None
 

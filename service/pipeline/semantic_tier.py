@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -15,16 +16,20 @@ from backends.embedding.base import Embedder
 from backends.vector.base import Neighbor, Vector, VectorStore
 from models.completion import Entry
 from models.errors import BackendError, ConfigError, TextRefused, TextTooLong
+from service.caching.features import Prepared, prepare
 from service.caching.identity import Question
 from service.caching.threshold import near_enough, nearest_rejected
-from service.caching.vetoes import veto
+from service.caching.verifier import Verifier
+from service.caching.vetoes import conflict
 from service.context import Context
 from service.pipeline.exact_tier import ExactTier, namespace
 from service.pipeline.health import READING, WRITING, Health
 from service.telemetry.metrics import Metrics
 
-# Enough that a few expired entries on top do not hide a live one.
-_CANDIDATES = 4
+_CANDIDATES = 10
+# Where nobody said what is near enough and no verifier knows the embedder.
+_THRESHOLD = 0.92
+_PREPARED = 10_000  # stored questions that are read once
 _RELOAD_EVERY = 30.0
 _TRY_AGAIN_EVERY = 2.0
 _WRITE_DEADLINE = 5.0
@@ -49,11 +54,13 @@ class SemanticTier:
         vectors: VectorStore,
         exact: ExactTier,
         *,
+        verifier: Verifier | None = None,
         deadline: float,
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.embedder = embedder
+        self._verifier = verifier
         self.vectors = vectors
         self._exact = exact
         self._deadline = deadline
@@ -91,11 +98,11 @@ class SemanticTier:
         if not self.loaded:
             return Found(detail="embedder-loading" if not self.settled else "degraded")
         started = time.perf_counter()
-        endpoint, threshold = context.endpoint.name, context.directives.threshold
+        endpoint = context.endpoint.name
         found = Found()
         try:
             found.vector, neighbors = await self._nearest(question.text, self._namespace(context, question))
-            allowed, vetoed = _judged(question.text, near_enough(neighbors, threshold=threshold))
+            allowed, vetoed = self._judged(context, question.text, neighbors)
             found.rejected = nearest_rejected(neighbors, allowed)
             found.entry, found.similarity = await self._live(context, allowed)
         except TextRefused as error:
@@ -167,6 +174,28 @@ class SemanticTier:
         except (BackendError, TimeoutError) as error:
             asked.failed(activity, error)
 
+    def _judged(self, context: Context, text: str, neighbors: Sequence[Neighbor]) -> tuple[list[Neighbor], str]:
+        """Those that may answer, the likeliest first, and why the most similar of the others may not."""
+        verifier = None if context.endpoint.threshold is not None else self._verifier
+        least = context.directives.threshold
+        if verifier is None and context.endpoint.threshold is None:
+            least = max(least, _THRESHOLD)
+        near = near_enough(neighbors, threshold=least)
+        if not near:
+            return [], ""
+        asked = prepare(text)
+        stored = [_prepared(neighbor.payload) for neighbor in near]
+        reasons = [conflict(asked, one) or "" for one in stored]
+        allowed = [neighbor for neighbor, reason in zip(near, reasons, strict=True) if not reason]
+        if verifier is not None:
+            cosines = [neighbor.similarity for neighbor in near]
+            likely = verifier.probabilities(asked, stored, cosines)
+            cut = verifier.cut()
+            reasons = [reason or ("" if p >= cut else "verifier") for reason, p in zip(reasons, likely, strict=True)]
+            ranked = sorted(zip(likely, range(len(near)), strict=True), key=lambda one: (-one[0], one[1]))
+            allowed = [near[place] for _, place in ranked if not reasons[place]]
+        return allowed, next((reason for reason in reasons if reason), "")
+
     async def _live(self, context: Context, neighbors: Sequence[Neighbor]) -> tuple[Entry | None, float | None]:
         for neighbor in neighbors:
             entry = await self._exact.fetch(context, neighbor.entry_id)
@@ -178,13 +207,6 @@ class SemanticTier:
         return f"{namespace(context)}/{question.namespace}"
 
 
-def _judged(asked: str, neighbors: Sequence[Neighbor]) -> tuple[list[Neighbor], str]:
-    """Those that nothing speaks against, and what speaks against the most similar of the others."""
-    allowed, reasons = [], []
-    for neighbor in neighbors:
-        reason = veto(asked, neighbor.payload.decode())  # the payload is the stored question
-        if reason is None:
-            allowed.append(neighbor)
-        else:
-            reasons.append(reason)
-    return allowed, reasons[0] if reasons else ""
+@lru_cache(maxsize=_PREPARED)
+def _prepared(payload: bytes) -> Prepared:
+    return prepare(payload.decode("utf-8", "replace"))  # the payload is the stored question

@@ -62,7 +62,7 @@ def test_without_a_file_the_embedded_defaults_apply() -> None:
     assert (settings.server.host, settings.server.port, settings.server.workers) == ("127.0.0.1", 8080, 1)
     assert [(upstream.name, upstream.provider) for upstream in settings.upstreams] == [("demo", "demo")]
     assert [endpoint.name for endpoint in settings.endpoints] == ["default"]
-    assert settings.endpoints[0].cache.threshold == 0.92
+    assert settings.endpoints[0].cache.threshold is None
     assert (settings.cache.vector.deadline, settings.cache.vector.max_entries) == (0.25, 50_000)
     assert settings.warnings == ()
 
@@ -581,7 +581,6 @@ def test_what_is_left_out_of_a_file_of_rules_is_a_warning(loaded: Loading, tmp_p
         ("cache: {embedder: {kind: sentence-transformers}}", "cache.embedder.kind"),
         ("upstreams: [{name: a, provider: bedrock}]", "upstreams.0.provider"),
         ("endpoints: [{name: a, cache: {max_wrong_hit_rate: 0.01}}]", "endpoints.0.cache.max_wrong_hit_rate"),
-        ("endpoints: [{name: a, cache: {context: last-turn}}]", "endpoints.0.cache.context"),
     ],
 )
 def test_what_is_not_built_yet_is_refused_and_never_ignored(problems: Refusing, text: str, path: str) -> None:
