@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +20,17 @@ from backends.embedding.base import Embedder
 from models.errors import ConfigError, TextRefused
 from service.bench import cache_policies, cache_report
 from service.bench.cache_policies import NAMES, PRICE_EMBEDDING, PRICE_IN, PRICE_OUT, SHIPPED, Judge, Stream
-from service.bench.cache_traffic import PROFILES, Ask, Labelled, Profile, read, sample, siblings, stream
+from service.bench.cache_traffic import PROFILES, Labelled, Profile, read, sample, siblings, stream
 from service.caching.verifier import TreesRefused, Verifier, load
 
 Json = dict[str, Any]
 
 _CHUNK = 64
 _PROGRESS = 0.2
-_POOL_SEED = 6
 
 
 class Size(NamedTuple):
-    """`pool` is how many questions are asked at most, `labels` how many look-ups are labelled before `certified`."""
+    """`pool` is of how many questions a stream is made at most, `labels` how many requests `certified` learns from."""
 
     pool: int
     requests: int
@@ -39,12 +38,12 @@ class Size(NamedTuple):
     seeds: int
 
 
-QUICK = Size(pool=2_000, requests=1_500, labels=1_500, seeds=5)
-FULL = Size(pool=8_000, requests=3_000, labels=3_000, seeds=20)
+QUICK = Size(pool=1_200, requests=1_500, labels=2_000, seeds=5)
+FULL = Size(pool=3_000, requests=3_000, labels=4_000, seeds=20)
 
 
-class Progress(Protocol):
-    def __call__(self, done: float, what: str, /) -> None: ...
+# The share done, and what is being done.
+Progress = Callable[[float, str], None]
 
 
 def main(
@@ -77,6 +76,7 @@ def main(
             file.touch()
         except OSError as error:
             raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
+    labelled = read(data)
     size = QUICK if quick else FULL
     size = size._replace(seeds=seeds or size.seeds)
     with_progress = Bar(sys.stderr)
@@ -87,7 +87,7 @@ def main(
         print(f"without the verifier: {error}", file=sys.stderr)
         verifier = None
     result = asyncio.run(
-        run(read(data), embedder, verifier, traffic, size, names=names, limit=limit, progress=with_progress)
+        run(labelled, embedder, verifier, traffic, size, names=names, limit=limit, progress=with_progress)
     )
     with_progress.end()
     result["about"]["profile"] = profile
@@ -112,26 +112,25 @@ async def run(
 ) -> Json:
     """What cache_report shows, as JSON. Every text is embedded once; the same arguments give the same result."""
     vectors = Vectors(embedder)
-    questions = sample(labelled, size.pool, _POOL_SEED)
     progress(0.0, "loading the embedder")
     await embedder.load()
+    found: dict[tuple[str, str], list[cache_report.Figures]] = {}
+    pairs, refused, reusable = [], [], 0
+    certifies = limit is not None and "certified" in names
     try:
-        await vectors.add(questions.texts, lambda share: progress(0.3 * share, "embedding"))
-        near = siblings(questions, np.stack([vectors[text] for text in questions.texts]))
-        found: dict[tuple[str, str], list[cache_report.Figures]] = {}
-        pairs, refused, reusable = [], [], 0
         for seed in range(size.seeds):
-            done = 0.3 + 0.7 * seed / size.seeds
             told = f"seed {seed + 1} of {size.seeds}"
-            progress(done, told)
-            asked = await _stream(questions, near, profile, size.requests, f"{seed}", vectors)
-            before = None
-            if limit is not None and "certified" in names:
-                before = await _stream(questions, near, profile, size.labels, f"{seed} before", vectors)
+
+            def within(share: float, what: str, done: int = seed, told: str = told) -> None:
+                progress((done + share) / size.seeds, f"{told}: {what}")
+
+            asked = await _stream(labelled, profile, size, 2 * seed, vectors, within)
+            # Of other questions, as far as there are others.
+            before = await _stream(labelled, profile, size, 2 * seed + 1, vectors, within) if certifies else None
             played = cache_policies.outcomes(names, asked, verifier, seed=seed, limit=limit, before=before)
             for at, (name, family, outcome) in enumerate(played):
                 found.setdefault((name, family), []).append(cache_report.figures(asked, outcome))
-                progress(done + 0.7 / size.seeds * min(at / 24, 0.95), f"{told}: {name}")
+                within(0.5 + min(at / 50, 0.49), name)
             pairs.append(cache_policies.pairs(asked, Judge(asked, verifier) if verifier else None))
             refused.append(asked.refused)
             reusable += int(asked.reusable.sum())
@@ -147,8 +146,9 @@ async def run(
             "seeds": size.seeds,
             "labels": size.labels if limit is not None else None,
             "limit": limit,
-            "questions": len(questions.texts),
-            "answers": len(set(questions.classes)),
+            "questions": len(labelled.texts),
+            "answers": len(set(labelled.classes)),
+            "pool": size.pool,
             "unread": labelled.unread,
             "named": labelled.named,
             "reusable": reusable / (size.requests * size.seeds),
@@ -165,14 +165,13 @@ async def run(
 
 
 async def _stream(
-    questions: Labelled,
-    near: Sequence[Sequence[int]],
-    profile: Profile,
-    requests: int,
-    seed: str,
-    vectors: "Vectors",
+    labelled: Labelled, profile: Profile, size: Size, seed: int, vectors: "Vectors", within: Progress
 ) -> Stream:
-    asks: list[Ask] = stream(questions, near, profile, requests=requests, seed=seed)
+    """An odd seed is for labels."""
+    questions = sample(labelled, size.pool, seed)
+    await vectors.add(questions.texts, lambda share: within(0.5 * share, "embedding"))
+    near = siblings(questions, np.stack([vectors[text] for text in questions.texts]))
+    asks = stream(questions, near, profile, requests=size.labels if seed % 2 else size.requests, seed=seed)
     await vectors.add(cache_policies.compared(asks))
     return cache_policies.prepared(asks, vectors.__getitem__)
 
@@ -240,7 +239,7 @@ class Bar:
         self._to = to
         self._drawn = self._tenth = -1.0
 
-    def __call__(self, done: float, what: str, /) -> None:
+    def __call__(self, done: float, what: str) -> None:
         if not self._to.isatty():
             if int(done * 10) > self._tenth:
                 self._tenth = int(done * 10)

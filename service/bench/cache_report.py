@@ -188,7 +188,7 @@ def _lines(result: Json) -> Iterator[str]:
     about = result["about"]
     yield (
         f"{about['data']}, profile {about['profile']}: {about['requests']:,} requests, {about['seeds']} seeds,"
-        f" {about['questions']:,} questions with {about['answers']:,} answers"
+        f" each of up to {about['pool']:,} of {about['questions']:,} questions with {about['answers']:,} answers"
     )
     if about["unread"]:
         yield "skipped lines: " + ", ".join(f"{count:,} {reason}" for reason, count in about["unread"].items())
@@ -240,6 +240,13 @@ _COLOURS = {
 }  # fmt: skip
 _WIDTH, _HEIGHT = 640, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 14, 46
+
+_CLIPPED = ' clip-path="url(#inside)"'
+# Of every plot: what is outside of its axes is not drawn.
+_CLIP = (
+    f'<svg width="0" height="0" style="position:absolute"><clipPath id="inside"><rect x="{_LEFT}" y="{_TOP - 2}"'
+    f' width="{_WIDTH - _LEFT - _RIGHT}" height="{_HEIGHT - _TOP - _BOTTOM + 4}"/></clipPath></svg>'
+)
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --text: #222; --back: #fff; }
@@ -323,17 +330,18 @@ def page(result: Json) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        f"<h1>{html.escape(title)}</h1>{_introduction(about)}{_html_table(result)}"
-        f'<p>{_legend(rows)}</p><div class="plots">{"".join(plots)}</div></body></html>\n'
+        f"{_CLIP}<h1>{html.escape(title)}</h1>{_introduction(about)}{_html_table(result)}"
+        f'<p>{_legend(result["policies"])}</p><div class="plots">{"".join(plots)}</div></body></html>\n'
     )
 
 
 def _introduction(about: Json) -> str:
     said = (
-        f"{about['seeds']} streams of {about['requests']:,} requests made of {about['questions']:,} labelled questions "
-        f"with {about['answers']:,} answers. {_percent(about['reusable'])} of requests ask for an answer that was "
-        "given before. A hit is judged by its answer. Peers are modelled by what they compare and where they cut, as "
-        "they ship; all run in the same process on the same embeddings."
+        f"{about['seeds']} streams of {about['requests']:,} requests, each made of up to {about['pool']:,} of "
+        f"{about['questions']:,} labelled questions with {about['answers']:,} answers. "
+        f"{_percent(about['reusable'])} of requests ask for an answer that was given before. A hit is judged by its "
+        "answer. Peers are modelled by what they compare and where they cut, as they ship; all run in the same process "
+        "on the same embeddings."
     )
     return f"<p>{html.escape(said)}</p>"
 
@@ -366,8 +374,8 @@ def _cell(found: Json, digits: int = 1) -> str:
 
 def _legend(rows: Sequence[Json]) -> str:
     return "".join(
-        f'<span class="key"><i style="background:{_COLOURS[row["family"]]}"></i>{_TITLES[row["family"]]}</span>'
-        for row in rows
+        f'<span class="key"><i style="background:{_COLOURS[family]}"></i>{_TITLES[family]}</span>'
+        for family in dict.fromkeys(row["family"] for row in rows)
     )
 
 
@@ -418,7 +426,7 @@ def _plot(lines: Sequence[Line], x_name: str, y_name: str, *, whole_x: bool = Fa
 
     def place(x: float, y: float) -> str:
         across = _LEFT + (x - x_from) / (x_to - x_from) * (_WIDTH - _LEFT - _RIGHT)
-        down = _TOP + (y_to - max(y, y_from)) / (y_to - y_from) * (_HEIGHT - _TOP - _BOTTOM)
+        down = _TOP + (y_to - y) / (y_to - y_from) * (_HEIGHT - _TOP - _BOTTOM)
         return f"{across:.1f},{down:.1f}"
 
     parts = [_axes(x_from, x_to, y_from, y_to, x_name, y_name, shares=not whole_x)]
@@ -428,11 +436,11 @@ def _plot(lines: Sequence[Line], x_name: str, y_name: str, *, whole_x: bool = Fa
             edge = [place(x, y) for x, y in zip(line.x, line.band[0], strict=True)]
             back = [place(x, y) for x, y in zip(line.x, line.band[1], strict=True)]
             around = " ".join([*edge, *reversed(back)])
-            parts.append(f'<polygon points="{around}" fill="{line.colour}" opacity=".15"/>')
+            parts.append(f'<polygon points="{around}" fill="{line.colour}" opacity=".15"{_CLIPPED}/>')
         points = [place(x, y) for x, y in zip(line.x, line.y, strict=True)]
-        dash = ' stroke-dasharray="5 4"' if line.dashed else ""
+        style = _CLIPPED + (' stroke-dasharray="5 4"' if line.dashed else "")
         parts.append(
-            f'<polyline points="{" ".join(points)}" fill="none" stroke="{line.colour}" stroke-width="2"{dash}>'
+            f'<polyline points="{" ".join(points)}" fill="none" stroke="{line.colour}" stroke-width="2"{style}>'
             f"{tip}</polyline>"
         )
         for point, label in zip(points, line.dots, strict=False):

@@ -246,12 +246,13 @@ def answer(what: str, account: str, context: str, version: int) -> str:
 
 
 def stream(
-    labelled: Labelled, near: Sequence[Sequence[int]], profile: Profile, *, requests: int, seed: str
+    labelled: Labelled, near: Sequence[Sequence[int]], profile: Profile, *, requests: int, seed: int
 ) -> list[Ask]:
     """`requests` of them. `near` are `siblings`.
 
-    Every phrasing of a class is used once before any is used again, and a trap
-    comes after the question that it is taken for. Where the set has no more
+    Every phrasing of a class is used once before any is used again, a trap
+    comes after the question that it is taken for, and a follow-up asks what was
+    not asked in such a conversation before. Where the set has no more
     questions that nobody asked, some are made up.
     """
     draw = random.Random(seed)  # noqa: S311 - the same again is the point
@@ -337,19 +338,11 @@ def stream(
                     text = labelled.texts[others[0]]
                     return note(other, made("trap", other, text, first.account, first.context, version))
         if kind == "follow-up" and order:
-            number = draw.choices(order, cum_weights=running)[0]
-            first = draw.choice(seen[number])
-            text = draw.choice(FOLLOW_UPS)
-            return note(
-                (first.answer, text),
-                first._replace(
-                    kind="follow-up",
-                    question=text,
-                    said=text,
-                    history=(*first.history, first.said, first.answer),
-                    answer=answer(text, first.account, first.answer, version),
-                ),
-            )
+            for _ in range(_TRIES):
+                first = draw.choice(seen[draw.choices(order, cum_weights=running)[0]])
+                text = draw.choice(FOLLOW_UPS)
+                if (first.answer, text) not in seen:
+                    return note((first.answer, text), _followed(first, text, version))
         while fresh:
             number = fresh.pop()
             if number not in seen:
@@ -361,6 +354,17 @@ def stream(
     places = {text: place for place, text in enumerate(labelled.texts)}
     trapped: set[int] = set()
     return [one(at, at * profile.versions // requests) for at in range(requests)]
+
+
+def _followed(first: Ask, text: str, version: int) -> Ask:
+    """The same caller's next turn."""
+    return first._replace(
+        kind="follow-up",
+        question=text,
+        said=text,
+        history=(*first.history, first.said, first.answer),
+        answer=answer(text, first.account, first.answer, version),
+    )
 
 
 def body(ask: Ask) -> dict[str, Any]:
