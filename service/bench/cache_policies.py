@@ -17,8 +17,8 @@ from models.request import Request
 from service.bench.cache_traffic import Ask, body
 from service.bench.vcache import VCacheEntry
 from service.caching import eligibility, identity
-from service.caching.agreement import LOOKED_AT, agreement
-from service.caching.certificate import Certificate, Origin, certify
+from service.caching.agreement import LOOKED_AT, Agreement, agreement
+from service.caching.certificate import Certificate, Origin, Shortfall, certify
 from service.caching.features import Prepared, prepare
 from service.caching.fit import Fit, features_of, fit
 from service.caching.verifier import Verifier
@@ -67,13 +67,14 @@ class Stream(NamedTuple):
 
 class Outcome(NamedTuple):
     """Of each request: 0 for a miss, 1 for an exact hit, 2 for a semantic one; whether it brought a wrong answer; and
-    whether it was looked up by its vector. `audited` is the share of semantic hits sent upstream as well."""
+    whether it was looked up by its vector. `audited` is the share of semantic hits sent upstream as well. `certificate`
+    is `certified`, or why there is none; empty where nothing certifies."""
 
     hits: NDArray[np.int8]
     wrong: NDArray[np.bool_]
     looked: NDArray[np.bool_]
     audited: float = 0.0
-    certified: bool | None = None
+    certificate: str = ""
 
 
 def compared(asks: Sequence[Ask]) -> Iterable[str]:
@@ -274,7 +275,7 @@ def looks(stream: Stream, judge: Judge) -> Callable[[int, NDArray[np.int64], NDA
     return look
 
 
-def certified(before: Stream, judged_before: Judge, limit: float) -> tuple[Fit, Certificate] | None:
+def certified(before: Stream, judged_before: Judge, limit: float) -> tuple[Fit, Certificate | Shortfall]:
     """Fits and certifies on the look-ups of an earlier stream, all of which went upstream and have a label so."""
     look = looks(before, judged_before)
     seen: list[tuple[int, Look]] = []
@@ -286,19 +287,15 @@ def certified(before: Stream, judged_before: Judge, limit: float) -> tuple[Fit, 
         return MISS
 
     replay(before, shadow, "eligible")
-    if not seen:
-        return None
-    wrong = np.array([before.answers[found.stored] != before.answers[asked] for asked, found in seen])
-    around = np.array([list(agreement(*found.around)) for _, found in seen])
-    cosines = np.array([found.cosine for _, found in seen])
-    fitted = fit(
-        features_of(cosines, np.array([found.chance for _, found in seen]), around),
-        wrong,
-        groups=np.array([before.texts["eligible"][asked] for asked, _ in seen]),
-    )
+    wrong = np.array([before.answers[found.stored] != before.answers[asked] for asked, found in seen], bool)
+    around = np.array([agreement(*found.around) for _, found in seen], np.float64)
+    cosines = np.array([found.cosine for _, found in seen], np.float64)
+    chances = np.array([found.chance for _, found in seen], np.float64)
+    groups = np.array([before.texts["eligible"][asked] for asked, _ in seen], np.int64)
+    around = around.reshape(len(seen), len(Agreement._fields))
+    fitted = fit(features_of(cosines, chances, around), wrong, groups=groups)
     origin = Origin(labelled_by="automatic", embedder="", verifier="", data="", date="")
-    certificate = certify(fitted.scores, wrong, limit=limit, curve=fitted.curve, origin=origin)
-    return (fitted.fit, certificate) if isinstance(certificate, Certificate) else None
+    return fitted.fit, certify(fitted.scores, wrong, limit=limit, curve=fitted.curve, origin=origin)
 
 
 def fitted(stream: Stream, judge: Judge, model: Fit, cut: float) -> Rule:
@@ -392,7 +389,11 @@ def outcomes(
                 label = name if share == SHIPPED else f"ours {share:.2%}"
                 yield label, name, replay(stream, verified(judge, judge.cut(share)), "eligible")
         elif name == "certified" and judge is not None and verifier is not None and before and limit:
-            found = certified(before, Judge(before, verifier), limit)
-            rule = fitted(stream, judge, found[0], found[1].cut) if found else verified(judge, judge.cut(limit / 2))
-            outcome = replay(stream, rule, "eligible")
-            yield name, name, outcome._replace(audited=AUDIT_RATE, certified=found is not None)
+            model, found = certified(before, Judge(before, verifier), limit)
+            if isinstance(found, Certificate):
+                outcome = replay(stream, fitted(stream, judge, model, found.cut), "eligible")
+                yield name, name, outcome._replace(audited=AUDIT_RATE, certificate="certified")
+            else:
+                # What is not certified serves by the shipped cut of half the limit.
+                outcome = replay(stream, verified(judge, judge.cut(limit / 2)), "eligible")
+                yield name, name, outcome._replace(audited=AUDIT_RATE, certificate=found.reason)

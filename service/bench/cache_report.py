@@ -38,7 +38,7 @@ class Figures(NamedTuple):
     audits: float
     hits_at: NDArray[np.float64]
     wrong_at: NDArray[np.float64]
-    certified: bool | None
+    certificate: str
 
 
 def figures(stream: Stream, outcome: Outcome) -> Figures:
@@ -61,7 +61,7 @@ def figures(stream: Stream, outcome: Outcome) -> Figures:
         audits=outcome.audited * float(stream.cost[outcome.hits == 2].sum()),
         hits_at=np.cumsum(hit)[at].astype(np.float64),
         wrong_at=np.cumsum(outcome.wrong)[at].astype(np.float64),
-        certified=outcome.certified,
+        certificate=outcome.certificate,
     )
 
 
@@ -84,7 +84,6 @@ def summary(name: str, family: str, of_seeds: Sequence[Figures]) -> Json:
     semantic, wrong = sum(one.semantic for one in of_seeds), sum(one.wrong - one.wrong_exact for one in of_seeds)
     requests = sum(one.requests for one in of_seeds)
     at = np.linspace(0, of_seeds[0].requests, POINTS + 1)[1:]
-    certified = [one.certified for one in of_seeds if one.certified is not None]
     hits_at = np.stack([one.hits_at for one in of_seeds])
     wrong_at = np.stack([one.wrong_at for one in of_seeds])
     return {
@@ -112,7 +111,7 @@ def summary(name: str, family: str, of_seeds: Sequence[Figures]) -> Json:
             "embeddings": 1000 * float(column(lambda one: one.embeddings).sum()) / requests,
             "audits": 1000 * float(column(lambda one: one.audits).sum()) / requests,
         },
-        "certified": sum(certified) if certified else None,
+        "certificates": dict(Counter(one.certificate for one in of_seeds if one.certificate)),
         "curve": {
             "requests": at.round().astype(int).tolist(),
             "hits": _band(hits_at / at),
@@ -212,8 +211,9 @@ def _lines(result: Json) -> Iterator[str]:
             f"{_percent(row['tokens_saved']['share']):>8}"
             + "".join(f"{_percent(row['net'][str(times)]['share']):>9}" for times in CHARGES)
         )
-        if row["certified"] is not None:
-            yield f"{'':<16}a limit of {about['limit']:.1%} was certified in {row['certified']} of {row['seeds']} seeds"
+        if row["certificates"]:
+            told = ", ".join(f"{why} {count}" for why, count in row["certificates"].items())
+            yield f"{'':<16}a limit of {about['limit']:.1%} in {row['seeds']} seeds: {told}"
     for left in result["left_out"]:
         yield f"left out: {left}"
 

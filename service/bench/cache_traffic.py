@@ -10,6 +10,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -333,9 +334,10 @@ def stream(
                 place = places.get(first.question)
                 others = [other for other in near[place] if other not in trapped] if place is not None else []
                 if others:
-                    trapped.add(others[0])
-                    other = labelled.classes[others[0]]
-                    text = labelled.texts[others[0]]
+                    # An answer that was not given before, if there is one: else it may be right.
+                    chosen = min(others, key=lambda other: labelled.classes[other] in seen)
+                    trapped.add(chosen)
+                    other, text = labelled.classes[chosen], labelled.texts[chosen]
                     return note(other, made("trap", other, text, first.account, first.context, version))
         if kind == "follow-up" and order:
             for _ in range(_TRIES):
@@ -347,12 +349,23 @@ def stream(
             number = fresh.pop()
             if number not in seen:
                 return note(number, made("unique", number, next_phrasing(number), *someone(version), version))
-        text = draw.choice(_FRAMES).format(*draw.sample(_THINGS, 3))
+        text = invented()
         made_up = f"made up {at}: {text}"
         return note(made_up, made("unique", made_up, text, *someone(version), version))
 
+    def invented() -> str:
+        """A question about three things, no two of which stood together before, as far as there are such."""
+        for _ in range(_TRIES):
+            things = draw.sample(_THINGS, 3)
+            together = {frozenset(pair) for pair in combinations(things, 2)}
+            if not together & met:
+                break
+        met.update(together)
+        return draw.choice(_FRAMES).format(*things)
+
     places = {text: place for place, text in enumerate(labelled.texts)}
     trapped: set[int] = set()
+    met: set[frozenset[str]] = set()
     return [one(at, at * profile.versions // requests) for at in range(requests)]
 
 
@@ -396,6 +409,14 @@ _FRAMES = (
     "Compare {0} with {1} for somebody who owns a {2}", "Draft a letter to a museum of {0} that mentions {1} and a {2}",
     "Why would {0} matter to people who study {1} and {2}?", "Invent a game with {0}, {1} and one {2}",
     "Explain {0} to a child who likes {1} and {2}", "Sketch a business that turns {0} into {1} with a {2}",
+    "Which {0} would survive a {1} falling onto a {2}?", "Plan a weekend around {0}; we have {1} and {2}",
+    "What is the {0} doing in that painting of a {1} by a {2}?", "Name a villain made of {0} who fears {1} and {2}",
+    "My {0} broke the {1}: does insurance cover the {2}?", "Translate 'the {0} under the {1}' into the slang of {2}",
+    "Rank {0}, {1} and {2} by weight", "Could one build a {0} on top of a {1} without a {2}?",
+    "Find three puns that join {0} to {1} and end with {2}", "Is there a saint of {0}, of {1} or of {2}?",
+    "Write SQL that joins a table of {0} to one of {1} by its {2}", "A riddle about {0}, with {1} and {2} in it",
+    "Who first photographed a {0} beside a {1} during a {2}?", "Give {0} as a gift, or rather {1}, to a fan of {2}?",
+    "Describe the smell of {0} after {1} met {2}", "Design a stamp showing {0}, a tiny {1} and half a {2}",
 )  # fmt: skip
 _WORDS = (
     "lighthouse glacier violin beehive compost telescope bridge sourdough tapestry submarine orchid volcano"

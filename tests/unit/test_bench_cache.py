@@ -19,7 +19,7 @@ from backends.embedding import minilm
 from models.errors import ConfigError, TextTooLong
 from service.bench import cache
 from service.bench.cache import Size, main, run
-from service.bench.cache_policies import NAMES, PEERS, Outcome, Scope, Stream, prepared, replay, threshold
+from service.bench.cache_policies import NAMES, PEERS, Outcome, Scope, Stream, outcomes, prepared, replay, threshold
 from service.bench.cache_report import page, table
 from service.bench.cache_traffic import (
     FOLLOW_UPS,
@@ -403,11 +403,25 @@ def test_ours_is_less_often_wrong_than_any_peer() -> None:
     assert all(ours < policy(result, peer)["wrong_of_all"]["share"] for peer in PEERS)
 
 
-def test_what_cannot_be_certified_is_told() -> None:
+def test_it_is_told_in_how_many_seeds_the_limit_was_certified() -> None:
     row = policy(found("faq"), "certified")
 
-    assert 0 <= row["certified"] <= TINY.seeds
-    assert f"certified in {row['certified']} of 2 seeds" in table(found("faq"))
+    assert sum(row["certificates"].values()) == TINY.seeds
+    assert "a limit of 5.0% in 2 seeds: " in table(found("faq"))
+
+
+def test_enough_labels_without_an_error_certify_and_none_do_not() -> None:
+    made = stream_of([one_ask("how to paint a boat", "boat")])
+    twice = [text + mark for text in questions().texts[:: len(_PHRASINGS)] for mark in ("", " ?")]
+    labelled = stream_of([one_ask(text, text.rstrip(" ?")) for text in twice])
+    verifier = load(minilm.REVISION)
+
+    def certificate(before: Stream) -> str:
+        ((_, _, outcome),) = outcomes(["certified"], made, verifier, seed=1, limit=0.2, before=before)
+        return outcome.certificate
+
+    assert certificate(labelled) == "certified"
+    assert certificate(stream_of([one_ask("how to paint", "paint")])) == "no-labels"
 
 
 def test_intervals_hold_the_share_and_a_single_seed_has_none() -> None:
