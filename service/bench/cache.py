@@ -171,9 +171,10 @@ async def _stream(
     questions = sample(labelled, size.pool, seed)
     await vectors.add(questions.texts, lambda share: within(0.5 * share, "embedding"))
     near = siblings(questions, np.stack([vectors[text] for text in questions.texts]))
-    asks = stream(questions, near, profile, requests=size.labels if seed % 2 else size.requests, seed=seed)
-    await vectors.add(cache_policies.compared(asks))
-    return cache_policies.prepared(asks, vectors.__getitem__)
+    requests = size.labels if seed % 2 else size.requests
+    made = cache_policies.prepared(stream(questions, near, profile, requests=requests, seed=seed))
+    await vectors.add(made.wording)
+    return cache_policies.with_cosines(made, np.stack([vectors[text] for text in made.wording]))
 
 
 def _left_out(names: Sequence[str], verifier: Verifier | None, limit: float | None) -> list[str]:

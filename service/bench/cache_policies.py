@@ -77,15 +77,9 @@ class Outcome(NamedTuple):
     certificate: str = ""
 
 
-def compared(asks: Sequence[Ask]) -> Iterable[str]:
-    """All texts whose vectors `prepared` asks for."""
-    for ask in asks:
-        yield ask.said
-        yield ask.question
-
-
-def prepared(asks: Sequence[Ask], vector: Callable[[str], NDArray[np.float32]]) -> Stream:
-    """Keys, namespaces and cosines of a stream, by the same rules as in the gateway."""
+def prepared(asks: Sequence[Ask]) -> Stream:
+    """Keys and namespaces of a stream, by the same rules as in the gateway. Its cosines are still to be made, of the
+    texts in `wording`: `with_cosines`."""
     keys: dict[object, int] = {}
     wording: dict[str, int] = {}
     refused: dict[str, int] = defaultdict(int)
@@ -113,7 +107,6 @@ def prepared(asks: Sequence[Ask], vector: Callable[[str], NDArray[np.float32]]) 
         texts["said"].append(wording.setdefault(ask.said, len(wording)))
         texts["question"].append(wording.setdefault(text, len(wording)))
     texts["eligible"] = texts["question"]
-    vectors = np.stack([vector(text) for text in wording])
     draw = np.random.default_rng(0)
     sizes = {number: float(draw.integers(*ANSWER_TOKENS)) for number in dict.fromkeys(answers)}
     said_tokens = np.array([len(ask.said) / CHARACTERS_A_TOKEN for ask in asks])
@@ -130,7 +123,7 @@ def prepared(asks: Sequence[Ask], vector: Callable[[str], NDArray[np.float32]]) 
         np.array(answers),
         {"said": np.array(said), "question": np.array(question), "eligible": np.array(eligible)},
         {scope: np.array(places) for scope, places in texts.items()},
-        vectors @ vectors.T,
+        np.empty((0, 0), np.float32),
         list(wording),
         asked + told,
         (asked * PRICE_IN + told * PRICE_OUT) / 1e6,
@@ -138,6 +131,11 @@ def prepared(asks: Sequence[Ask], vector: Callable[[str], NDArray[np.float32]]) 
         np.array(reusable, bool),
         dict(refused),
     )
+
+
+def with_cosines(stream: Stream, vectors: NDArray[np.float32]) -> Stream:
+    """`vectors` is a unit row for each text of the stream's `wording`."""
+    return stream._replace(cosines=vectors @ vectors.T)
 
 
 def replay(stream: Stream, rule: Rule | None, scope: Scope = "question", *, exact: bool = True) -> Outcome:

@@ -19,7 +19,18 @@ from backends.embedding import minilm
 from models.errors import ConfigError, TextTooLong
 from service.bench import cache
 from service.bench.cache import Size, main, run
-from service.bench.cache_policies import NAMES, PEERS, Outcome, Scope, Stream, outcomes, prepared, replay, threshold
+from service.bench.cache_policies import (
+    NAMES,
+    PEERS,
+    Outcome,
+    Scope,
+    Stream,
+    outcomes,
+    prepared,
+    replay,
+    threshold,
+    with_cosines,
+)
 from service.bench.cache_report import page, table
 from service.bench.cache_traffic import (
     FOLLOW_UPS,
@@ -98,7 +109,8 @@ def asks(profile: Profile, *, requests: int = 1_000, seed: int = 1) -> list[Ask]
 
 
 def stream_of(made: Sequence[Ask]) -> Stream:
-    return prepared(made, _of_words)
+    keyed = prepared(made)
+    return with_cosines(keyed, np.stack([_of_words(text) for text in keyed.wording]))
 
 
 def written(folder: Path, *lines: Json | str) -> Path:
@@ -452,6 +464,15 @@ async def test_texts_that_no_embedder_takes_are_near_to_nothing() -> None:
     result = await run(labelled, WordsEmbedder(), load(minilm.REVISION), PROFILES["faq"], TINY._replace(seeds=1))
 
     assert policy(result, "ours")["hits"]["share"] > 0
+
+
+async def test_a_question_that_is_cut_out_of_a_labelled_text_is_embedded_as_well() -> None:
+    text = "Context: tea has caffeine.\n\nQuestion: is tea healthy?"
+    labelled = Labelled("labelled", [text, "Why?"], [0, 1], [], {}, [])
+
+    result = await run(labelled, WordsEmbedder(), None, PROFILES["unique"], TINY, names=("static",))
+
+    assert result["policies"]
 
 
 async def test_a_set_of_one_question_can_be_asked() -> None:
