@@ -1,14 +1,14 @@
 """Rules by which a cache answers, each over the same stream of requests, and what comes of it.
 
 The peers are modelled by what they compare and where they cut, as they ship:
-the last message alone, by cosine, within an account. That leaves out what each
-does beside it, and it lends all of them an exact tier in front.
+what users said, by cosine, within an account. That leaves out what each does
+beside it, and it lends all of them an exact tier in front.
 """
 
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +24,10 @@ from service.caching.fit import Fit, features_of, fit
 from service.caching.verifier import Verifier
 from service.caching.vetoes import conflict
 
-# Cosines as they ship; GPTCache's is what the default on its own scale comes to.
-PEERS: Mapping[str, float] = {"gptcache": 0.60, "bifrost": 0.80, "redisvl": 0.90, "portkey": 0.95}
 GRID = (0.60, 0.70, 0.75, 0.80, 0.85, 0.90, 0.925, 0.95, 0.975)
 SHARES = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1)
 SHIPPED = 0.01
 VCACHE_ERROR = 0.01
-NAMES = ("off", "exact", "static", *PEERS, "vcache", "ours", "certified")
 CANDIDATES = 10
 
 # Tokens as the mock counts them, and dollars for a million. Prices of a small hosted model, as an assumption.
@@ -43,7 +40,20 @@ CHARGES = (1, 5, 10, 50)
 MISS, KNOWN = -1, -2
 # Which kept request answers; `MISS`, or `KNOWN` for a miss that taught nothing and is not kept to be compared.
 Rule = Callable[[int, NDArray[np.int64], NDArray[np.float32]], int]
-Scope = Literal["said", "question", "eligible"]
+# The last message; the same in requests of few messages; all that the user said, in such; the question where all else
+# is equal; the same where it is eligible.
+Scope = Literal["said", "short", "turns", "question", "eligible"]
+_SHORT, _TURNS = 3, 4  # messages at most
+
+# Cosines as they ship; GPTCache's is what the default on its own scale comes to. Bifrost leaves out requests of more
+# than 3 messages (its conversation_history_threshold), Portkey those of more than 4.
+PEERS: Mapping[str, tuple[float, Scope]] = {
+    "gptcache": (0.60, "said"),
+    "bifrost": (0.80, "short"),
+    "redisvl": (0.90, "said"),
+    "portkey": (0.95, "turns"),
+}
+NAMES = ("off", "exact", "static", *PEERS, "vcache", "ours", "certified")
 
 
 class Stream(NamedTuple):
@@ -83,30 +93,32 @@ def prepared(asks: Sequence[Ask]) -> Stream:
     keys: dict[object, int] = {}
     wording: dict[str, int] = {}
     refused: dict[str, int] = defaultdict(int)
-    exact, answers, said, question, eligible = [], [], [], [], []
-    texts: dict[Scope, list[int]] = {"said": [], "question": [], "eligible": []}
+    exact, answers = [], []
+    scopes: dict[Scope, list[int]] = {scope: [] for scope in get_args(Scope)}
+    texts: dict[Scope, list[int]] = {scope: [] for scope in get_args(Scope)}
     for ask in asks:
         sent = body(ask)
         meaning = ("chat", "mock", ask.account)
         exact.append(keys.setdefault(identity.exact_key(sent, meaning), len(keys)))
         answers.append(keys.setdefault(ask.answer, len(keys)))
-        said.append(keys.setdefault(("said", ask.account), len(keys)))
+        turns = "\n".join((*ask.history[::2], ask.said))
+        account, messages = keys.setdefault(("said", ask.account), len(keys)), len(sent["messages"])
         found = identity.asked(sent, meaning)
-        if isinstance(found, str):
-            refused[found] += 1
-            question.append(-1)
-            eligible.append(-1)
-            text = ask.said
-        else:
-            text = found.text
-            reason = eligibility.judge(Request("chat", "mock", sent, b""), text)
-            question.append(keys.setdefault(found.namespace, len(keys)))
-            eligible.append(-1 if reason else question[-1])
-            if reason:
-                refused[reason] += 1
-        texts["said"].append(wording.setdefault(ask.said, len(wording)))
-        texts["question"].append(wording.setdefault(text, len(wording)))
-    texts["eligible"] = texts["question"]
+        namespace, text, reason = -1, ask.said, found
+        if not isinstance(found, str):
+            namespace, text = keys.setdefault(found.namespace, len(keys)), found.text
+            reason = eligibility.judge(Request("chat", "mock", sent, b""), text) or ""
+        if reason:
+            refused[str(reason)] += 1
+        for scope, where, compared in (
+            ("said", account, ask.said),
+            ("short", account if messages <= _SHORT else -1, ask.said),
+            ("turns", account if messages <= _TURNS else -1, turns),
+            ("question", namespace, text),
+            ("eligible", -1 if reason else namespace, text),
+        ):
+            scopes[scope].append(where)
+            texts[scope].append(wording.setdefault(compared if where >= 0 else ask.said, len(wording)))
     draw = np.random.default_rng(0)
     sizes = {number: float(draw.integers(*ANSWER_TOKENS)) for number in dict.fromkeys(answers)}
     said_tokens = np.array([len(ask.said) / CHARACTERS_A_TOKEN for ask in asks])
@@ -121,7 +133,7 @@ def prepared(asks: Sequence[Ask]) -> Stream:
         asks,
         np.array(exact),
         np.array(answers),
-        {"said": np.array(said), "question": np.array(question), "eligible": np.array(eligible)},
+        {scope: np.array(namespaces) for scope, namespaces in scopes.items()},
         {scope: np.array(places) for scope, places in texts.items()},
         np.empty((0, 0), np.float32),
         list(wording),
@@ -379,7 +391,8 @@ def outcomes(
             for cut in GRID:
                 yield f"static {cut:g}", name, replay(stream, threshold(cut))
         elif name in PEERS:
-            yield name, name, replay(stream, threshold(PEERS[name]), "said")
+            cut, scope = PEERS[name]
+            yield name, name, replay(stream, threshold(cut), scope)
         elif name == "vcache":
             yield name, name, replay(stream, vcache(stream, error_rate=limit or VCACHE_ERROR, seed=seed))
         elif name == "ours" and judge is not None:

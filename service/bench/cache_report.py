@@ -310,7 +310,7 @@ def page(result: Json) -> str:
         ),
     ]
     histogram = result["histograms"]
-    peers = [(_TITLES[name], cut, _COLOURS[name]) for name, cut in PEERS.items()]
+    peers = [(_TITLES[name], cut, _COLOURS[name]) for name, (cut, _) in PEERS.items()]
     plots.append(
         _figure(
             "Cosine of the nearest stored question",

@@ -323,7 +323,7 @@ def stream(
             context = first.context
             return note(number, made("paraphrase", number, next_phrasing(number), first.account, context, version))
         if kind == "trap" and order:
-            for _ in range(_TRIES):
+            for left in reversed(range(_TRIES)):
                 number = draw.choices(order, cum_weights=running)[0]
                 first = draw.choice(seen[number])
                 if (profile.accounts > 1 or profile.contexts > 1) and draw.random() < 0.5:
@@ -334,8 +334,10 @@ def stream(
                 place = places.get(first.question)
                 others = [other for other in near[place] if other not in trapped] if place is not None else []
                 if others:
-                    # An answer that was not given before, if there is one: else it may be right.
+                    # One whose answer was given before is no trap, and only taken where there are no others.
                     chosen = min(others, key=lambda other: labelled.classes[other] in seen)
+                    if left and labelled.classes[chosen] in seen:
+                        continue
                     trapped.add(chosen)
                     other, text = labelled.classes[chosen], labelled.texts[chosen]
                     return note(other, made("trap", other, text, first.account, first.context, version))

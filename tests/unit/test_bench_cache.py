@@ -324,7 +324,7 @@ def test_a_hit_brings_the_answer_of_what_was_kept_and_is_not_kept_itself() -> No
 def test_no_policy_looks_into_another_account() -> None:
     made = [one_ask("how to paint a boat", "boat"), one_ask("how to paint a boat", "boat", account="you")]
 
-    scopes: tuple[Scope, ...] = ("said", "question", "eligible")
+    scopes: tuple[Scope, ...] = ("said", "short", "turns", "question", "eligible")
     for scope in scopes:
         assert replay(stream_of(made), threshold(0.0), scope).hits.tolist() == [0, 0]
 
@@ -336,6 +336,8 @@ def test_the_last_message_alone_answers_for_another_conversation() -> None:
     ]
 
     assert replay(stream_of(made), threshold(0.95), "said").wrong.tolist() == [False, True]
+    assert replay(stream_of(made), threshold(0.0), "short").looked.tolist() == [False, False]
+    assert replay(stream_of(made), threshold(0.95), "turns").hits.tolist() == [0, 0]
     assert replay(stream_of(made), threshold(0.0), "question").hits.tolist() == [0, 0]
 
 
