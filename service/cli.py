@@ -244,6 +244,22 @@ def _guard_scan(options: argparse.Namespace) -> int:
         )
 
 
+def _bench_cache(options: argparse.Namespace) -> int:
+    from service.bench import cache
+
+    return cache.main(
+        options.data,
+        profile=options.profile,
+        quick=options.quick,
+        seeds=options.seeds,
+        policies=options.policies,
+        json_to=options.json,
+        html_to=options.html,
+        limit=options.limit,
+        zipf=options.zipf,
+    )
+
+
 def _bench_guardrails(options: argparse.Namespace) -> int:
     from service.bench import guardrails
 
@@ -363,6 +379,20 @@ def _parser() -> argparse.ArgumentParser:
         _takes_json(command)
 
     bench = _group(commands, "bench", "benchmarks on your own data")
+    caches = _command(bench, "cache", _bench_cache, "policies of a semantic cache side by side on your own questions")
+    caches.add_argument(
+        "--data", type=Path, required=True, metavar="FILE", help="labelled questions: JSON Lines, or a folder"
+    )
+    caches.add_argument("--profile", default="faq", metavar="NAME", help="what the traffic is like (default: faq)")
+    caches.add_argument("--quick", action="store_true", help="a short run, under a minute")
+    caches.add_argument("--seeds", type=_positive, metavar="N", help="streams to average over")
+    caches.add_argument("--policies", type=_names, metavar="NAMES", help="these only, for example off,exact,ours")
+    caches.add_argument("--limit", type=_share, metavar="R", help="share of wrong hits to certify, for example 0.01")
+    caches.add_argument("--zipf", type=float, metavar="S", help="in place of the profile's exponent")
+    caches.add_argument("--html", type=Path, metavar="FILE", help="one page with the curves")
+    caches.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="machine-readable output, in FILE beside the table"
+    )
     guards = _command(bench, "guardrails", _bench_guardrails, "how much detectors find in labelled texts")
     guards.add_argument("--data", type=Path, required=True, metavar="DIR", help="labelled texts, in files *.jsonl")
     guards.add_argument(
