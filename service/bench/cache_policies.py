@@ -110,13 +110,14 @@ def prepared(asks: Sequence[Ask]) -> Stream:
             reason = eligibility.judge(Request("chat", "mock", sent, b""), text) or ""
         if reason:
             refused[str(reason)] += 1
-        for scope, where, compared in (
+        looked: tuple[tuple[Scope, int, str], ...] = (
             ("said", account, ask.said),
             ("short", account if messages <= _SHORT else -1, ask.said),
             ("turns", account if messages <= _TURNS else -1, turns),
             ("question", namespace, text),
             ("eligible", -1 if reason else namespace, text),
-        ):
+        )
+        for scope, where, compared in looked:
             scopes[scope].append(where)
             texts[scope].append(wording.setdefault(compared if where >= 0 else ask.said, len(wording)))
     draw = np.random.default_rng(0)

@@ -454,7 +454,7 @@ def _plot(lines: Sequence[Line], x_name: str, y_name: str, *, whole_x: bool = Fa
 
 def _histogram(counts: Json, cuts: Sequence[tuple[str, float, str]], x_name: str) -> str:
     """Right pairs upwards, wrong ones downwards: each as a share of all pairs, in the square root."""
-    edges = counts["edges"]
+    edges: list[float] = counts["edges"]
     total = max(sum(counts["right"]) + sum(counts["wrong"]), 1)
     tall = max(*counts["right"], *counts["wrong"], 1) / total
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2

@@ -331,7 +331,7 @@ def stream(
                     if (account, context) != (first.account, first.context) and not first.history:
                         return note(number, made("trap", number, first.question, account, context, version))
                     continue
-                place = places.get(first.question)
+                place = place_of.get(first.question)
                 others = [other for other in near[place] if other not in trapped] if place is not None else []
                 if others:
                     # One whose answer was given before is no trap, and only taken where there are no others.
@@ -365,7 +365,7 @@ def stream(
         met.update(together)
         return draw.choice(_FRAMES).format(*things)
 
-    places = {text: place for place, text in enumerate(labelled.texts)}
+    place_of = {text: place for place, text in enumerate(labelled.texts)}
     trapped: set[int] = set()
     met: set[frozenset[str]] = set()
     return [one(at, at * profile.versions // requests) for at in range(requests)]
