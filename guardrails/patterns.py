@@ -57,10 +57,11 @@ _A_LONG_WORD: Final = re2.compile(rb"[^ \t\n\v\f\r]{%d}" % _LONG_WORD)
 _GAP: Final = 64  # hits closer than this are one
 
 # Seconds of CPU that one pattern may take: hundreds of times what it takes to read everything once, and several times
-# what it takes to report what is found, since a core that others use as well counts more for the same. Not looked at
-# where even reading on to the end each time costs little.
-_GRACE: Final = 0.2
-_PER_BYTE: Final = 4e-6
+# what it takes to report what is found, since a core that others use as well counts more for the same. A full garbage
+# collection that falls into it counts too: in a large process half a second. Not looked at where even reading on to the
+# end each time costs little.
+_GRACE: Final = 1.0
+_PER_BYTE: Final = 3e-6
 _PER_MATCH: Final = 4e-5
 _CHECK_EVERY: Final = 64
 _LITTLE: Final = 64 * 1024 * 1024
