@@ -208,9 +208,11 @@ class HeldText:
         if end and _A_BREAK.match(self._text, end - 1) is None:
             word = _last_break(self._text, end, max(end - _SEAM, 0)) + self._base
             self.trusted = min(self.trusted, word)
-        base = max(self.trusted - 1 - (_SLACK if self._gate.context else 0), self._base)
-        self._text = self._text[base - self._base :]
-        self._base = base
+        begins = max(self.trusted - 1 - (_SLACK if self._gate.context else 0) - self._base, 0)
+        # Not inside a word: the end of "hissn" is a word that speaks of what follows.
+        begins = _last_break(self._text, begins, max(begins - _SEAM, 0))
+        self._text = self._text[begins:]
+        self._base += begins
         return pieces
 
     def _join(self) -> None:

@@ -57,10 +57,11 @@ _A_LONG_WORD: Final = re2.compile(rb"[^ \t\n\v\f\r]{%d}" % _LONG_WORD)
 _GAP: Final = 64  # hits closer than this are one
 
 # Seconds of CPU that one pattern may take: hundreds of times what it takes to read everything once, and several times
-# what it takes to report what is found, since a core that others use as well counts more for the same. Not looked at
-# where even reading on to the end each time costs little.
-_GRACE: Final = 0.2
-_PER_BYTE: Final = 4e-6
+# what it takes to report what is found, since a core that others use as well counts more for the same. A full garbage
+# collection that falls into it counts too: in a large process half a second. Not looked at where even reading on to the
+# end each time costs little.
+_GRACE: Final = 1.0
+_PER_BYTE: Final = 3e-6
 _PER_MATCH: Final = 4e-5
 _CHECK_EVERY: Final = 64
 _LITTLE: Final = 64 * 1024 * 1024
@@ -267,20 +268,26 @@ class _Database:
 
 
 class _Unions:
-    """Patterns without a prefilter: in most texts a pass of re2 says of several at once that none of them matches.
+    """Patterns without a prefilter: in most texts one pass of re2 says of all at once that none of them matches.
 
-    A text without a long word is spared those whose matches hold one. Few go
-    together: one pass for 4 takes 1.5 us a KB, as for one; for 23 it took 57.
+    Of those whose matches hold a long word few go together, because they count,
+    and what re2 would have to keep of many does not fit into a cache: one pass
+    for 4 takes 1.5 us a KB, as for one, and for 23 it took 57. A text without a
+    long word is spared them.
     """
 
     def __init__(self, patterns: Sequence[Pattern], words: Sequence[int], without: Sequence[int]) -> None:
-        self._anywhere = _grouped(patterns, [index for index in without if words[index] < _LONG_WORD])
+        anywhere = [index for index in without if words[index] < _LONG_WORD]
+        self._all = _union([patterns[index].expression for index in anywhere])
+        self._anywhere = _grouped(patterns, anywhere)
         self._in_words = _grouped(patterns, [index for index in without if words[index] >= _LONG_WORD])
 
     def scan(self, data: bytes) -> Sequence[int]:
-        groups = self._anywhere
+        groups: list[tuple[Sequence[int], re2._Regexp | None]] = []
+        if self._anywhere and (self._all is None or self._all.search(data) is not None):
+            groups += self._anywhere
         if self._in_words and _A_LONG_WORD.search(data) is not None:
-            groups = groups + self._in_words
+            groups += self._in_words
         return [index for group, union in groups if union is None or union.search(data) is not None for index in group]
 
 

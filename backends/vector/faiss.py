@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from backends.environment import open_environment
 from backends.vector import snapshot
 from backends.vector.base import Neighbor, StoredVector, Vector
+from backends.vector.checks import check_shape
 from backends.vector.hnsw import Interrupted, Part, Segment, Title, grow, single_threaded
 from backends.vector.log import TABLES, LoggedEntry, Reading, VectorLog, Writing, key_of
 from backends.vector.rows import Rows, View, closest, ranked
@@ -457,8 +458,7 @@ class FaissStore:
         self._reader.submit(self._catch_up)  # also where nobody searches: memory shrinks, no removal is missed
 
     def _checked(self, vector: Vector) -> Vector:
-        if vector.shape != (self.dimensions,):
-            raise ValueError(f"expected a vector of {self.dimensions} dimensions, got shape {vector.shape}")
+        check_shape(vector, self.dimensions)
         return np.ascontiguousarray(vector, dtype=np.float32)
 
 

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from backends.vector.base import Neighbor, StoredVector, Vector
+from backends.vector.checks import check_shape
 
 _AT_ONCE = 256
 
@@ -31,7 +32,7 @@ class FlatStore:
         """Nothing outlives the process."""
 
     async def upsert(self, namespace: str, entry_id: str, vector: Vector, payload: bytes, *, ttl: float | None) -> None:
-        self._check(vector)
+        check_shape(vector, self.dimensions)
         expires_at = float("inf") if ttl is None else self._clock() + ttl
         entries = self._live(namespace)
         entries.pop(entry_id, None)  # a replaced entry is the newest one, also among equals
@@ -39,7 +40,7 @@ class FlatStore:
         self._entries[namespace] = entries
 
     async def nearest(self, namespace: str, vector: Vector, *, limit: int) -> Sequence[Neighbor]:
-        self._check(vector)
+        check_shape(vector, self.dimensions)
         entries = self._live(namespace)
         if not entries:
             return []
@@ -77,7 +78,3 @@ class FlatStore:
     def _live(self, namespace: str) -> dict[str, _Entry]:
         now = self._clock()
         return {name: entry for name, entry in self._entries.get(namespace, {}).items() if entry.expires_at > now}
-
-    def _check(self, vector: Vector) -> None:
-        if vector.shape != (self.dimensions,):
-            raise ValueError(f"expected a vector of {self.dimensions} dimensions, got shape {vector.shape}")

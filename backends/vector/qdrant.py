@@ -1,7 +1,6 @@
 """Qdrant as a vector store that many gateways share."""
 
 import asyncio
-import hashlib
 import logging
 import math
 import re
@@ -17,6 +16,8 @@ import msgspec
 import numpy as np
 
 from backends.vector.base import Neighbor, StoredVector, Vector
+from backends.vector.checks import check_unit
+from backends.vector.names import ancestry, decoded, encoded, hashed
 from backends.vector.qdrant_rest import Missing, Point, Rest, Taken, Unreachable, closed, unreadable
 from models.errors import BackendError, ConfigError
 
@@ -25,7 +26,6 @@ _NEVER = 1e15  # JSON has no infinity
 _EXACT_KILOBYTES = 10_000  # of vectors: fewer are compared one by one, as 6,600 of 384 dimensions are
 _HASH = 16  # bytes
 _MOST = 1_000_000  # neighbours a search
-_LENGTHS = (0.99, 1.01)  # of a unit vector, squared
 _PAGE = 64  # entries; with their payloads
 _SWEEP_SECONDS = 30.0
 _SWEEP_STEP = 1_000  # entries a call, so that searches get in between
@@ -160,19 +160,21 @@ class QdrantStore:
         await self._prepared()
 
     async def upsert(self, namespace: str, entry_id: str, vector: Vector, payload: bytes, *, ttl: float | None) -> None:
+        check_unit(vector, self.dimensions)
         space = _space(namespace)
         point = Point(
             point_id=_point_id(space, entry_id),
-            vector=self._checked(vector).copy(),
+            vector=vector.copy(),
             space=space,
-            path=_path(namespace),
+            path=ancestry(namespace, size=_HASH),
             expires=_NEVER if ttl is None else min(self._clock() + ttl, _NEVER),
-            entry=msgspec.msgpack.encode((_bytes(namespace), _bytes(entry_id), payload)),
+            entry=msgspec.msgpack.encode((encoded(namespace), encoded(entry_id), payload)),
         )
         await self._run(lambda points: points.upsert(self._collection, point))
 
     async def nearest(self, namespace: str, vector: Vector, *, limit: int) -> Sequence[Neighbor]:
-        query = self._checked(vector).copy()
+        check_unit(vector, self.dimensions)
+        query = vector.copy()
         if limit <= 0:
             return []
         space, most = _space(namespace), min(limit, _MOST)
@@ -264,15 +266,6 @@ class QdrantStore:
 
     def _live(self) -> dict[str, Any]:
         return {"key": "expires", "range": {"gt": self._clock()}}
-
-    def _checked(self, vector: Vector) -> Vector:
-        if vector.shape != (self.dimensions,):
-            raise ValueError(f"expected a vector of {self.dimensions} dimensions, got shape {vector.shape}")
-        # One of NaN would be kept, and told as the same as every question.
-        wide = vector.astype(np.float64)
-        if not _LENGTHS[0] < float(wide @ wide) < _LENGTHS[1]:
-            raise ValueError("expected a unit vector")
-        return vector
 
     # The collection.
 
@@ -394,15 +387,15 @@ def _result(kind: type[T], answer: bytes) -> T:
 
 def _neighbor(similarity: float, entry: bytes) -> Neighbor:
     _, entry_id, payload = _unpacked(entry)
-    return Neighbor(_text(entry_id), min(1.0, max(-1.0, similarity)), payload)  # NaN, which others may write, is -1
+    return Neighbor(decoded(entry_id), min(1.0, max(-1.0, similarity)), payload)  # NaN, which others may write, is -1
 
 
 def _stored(record: _Record) -> StoredVector:
     namespace, entry_id, payload = _unpacked(record.payload.entry)
     expires = record.payload.expires
     return StoredVector(
-        namespace=_text(namespace),
-        entry_id=_text(entry_id),
+        namespace=decoded(namespace),
+        entry_id=decoded(entry_id),
         vector=np.array(record.vector, dtype=np.float32),
         payload=payload,
         expires_at=math.inf if expires >= _NEVER else expires,
@@ -420,16 +413,6 @@ def _below(prefix: str) -> list[dict[str, Any]]:
     return [{"key": "path", "match": {"value": _space(prefix)}}] if prefix else []
 
 
-def _path(namespace: str) -> list[str]:
-    """The hash of the namespace and of each that it is below of."""
-    hashed = hashlib.blake2b(digest_size=_HASH)
-    path = []
-    for number, step in enumerate(_bytes(namespace).split(b"/")):
-        hashed.update(b"/" * bool(number) + step)
-        path.append(hashed.copy().hexdigest())
-    return path
-
-
 def _space(namespace: str) -> str:
     return _digest(namespace)
 
@@ -439,12 +422,4 @@ def _point_id(space: str, entry_id: str) -> str:
 
 
 def _digest(text: str) -> str:
-    return hashlib.blake2b(_bytes(text), digest_size=_HASH).hexdigest()
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _text(encoded: bytes) -> str:
-    return encoded.decode("utf-8", "surrogatepass")
+    return hashed(text, size=_HASH)

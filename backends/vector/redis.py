@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 from backends.redis_address import RedisAddress, place
 from backends.redis_client import backend_errors, connect
 from backends.vector.base import Neighbor, StoredVector, Vector
+from backends.vector.checks import check_unit
 from backends.vector.redis_commands import Commands, Shared
 from backends.vector.redis_search import COMMANDS as SEARCH_COMMANDS
 from backends.vector.redis_search import SearchIndex
@@ -21,7 +22,6 @@ from backends.vector.redis_sets import VectorSets
 from models.errors import BackendError
 
 _MOST = 1_000_000  # neighbours a search: the query engine refuses more
-_LENGTHS = (0.99, 1.01)  # of a unit vector, squared
 
 # By itself, and in a script.
 _UNKNOWN_COMMAND = re.compile(r"(?i)(err )?unknown( redis)? command")
@@ -166,10 +166,5 @@ class RedisVectorStore:
                 raise
 
     def _checked(self, vector: Vector) -> Vector:
-        if vector.shape != (self.dimensions,):
-            raise ValueError(f"expected a vector of {self.dimensions} dimensions, got shape {vector.shape}")
-        # One that is none would be as near to every question, or to no question, whatever it is.
-        wide = vector.astype(np.float64)
-        if not _LENGTHS[0] < float(wide @ wide) < _LENGTHS[1]:
-            raise ValueError("expected a unit vector")
+        check_unit(vector, self.dimensions)
         return np.ascontiguousarray(vector, dtype=np.float32)

@@ -10,8 +10,9 @@ import numpy as np
 from redis.exceptions import ResponseError
 
 from backends.vector.base import Neighbor, StoredVector, Vector
+from backends.vector.names import ancestry, decoded, encoded
 from backends.vector.redis_commands import Commands, Shared
-from backends.vector.redis_names import ancestry, decoded, encoded, lifetime, short, space
+from backends.vector.redis_names import SHORT, lifetime, short, space
 from models.errors import BackendError
 
 COMMANDS = ("FT.SEARCH", "FT.CREATE", "FT.INFO", "FT.EXPLAIN")
@@ -83,7 +84,7 @@ class SearchIndex:
     async def upsert(self, namespace: str, entry_id: str, vector: Vector, payload: bytes, *, ttl: float | None) -> None:
         milliseconds = lifetime(ttl)
         fields: list[bytes | str] = ["vector", vector.tobytes(), "ns", short(namespace)]
-        fields += ["path", ",".join(ancestry(namespace))]
+        fields += ["path", ",".join(ancestry(namespace, size=SHORT))]
         fields += ["expires", repr(math.inf if ttl is None else self._clock() + ttl)]
         fields += ["namespace", encoded(namespace), "id", encoded(entry_id), "payload", payload]
         key, life = self._key(namespace, entry_id), -1 if milliseconds is None else milliseconds

@@ -16,8 +16,9 @@ import numpy as np
 from redis.exceptions import ResponseError
 
 from backends.vector.base import Neighbor, StoredVector, Vector
+from backends.vector.names import decoded, encoded
 from backends.vector.redis_commands import Commands
-from backends.vector.redis_names import decoded, encoded, lifetime, short, space
+from backends.vector.redis_names import lifetime, short, space
 from models.errors import BackendError
 
 COMMANDS = ("VADD", "VSIM", "VREM", "VEMB", "VCARD", "HPEXPIRE")

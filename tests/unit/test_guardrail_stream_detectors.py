@@ -245,3 +245,7 @@ async def test_little_is_held_of_prose(name: str) -> None:
 
     assert mean(held) < 10
     assert quantiles(held, n=100)[98] <= 40
+
+
+async def test_the_end_of_a_word_is_no_word_of_the_context() -> None:
+    await check(263_555_789_714, 1, [("pii", "block")])
