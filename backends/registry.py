@@ -43,6 +43,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "memory": "backends.lease.memory:MemoryLeases",
         "redis": "backends.lease.redis:RedisLeases",
     },
+    "tuning": {
+        "files": "backends.tuning.files:TuningFiles",
+    },
     "keyring": {
         "memory": "backends.keyring.memory:MemoryKeyring",
         "lmdb": "backends.keyring.lmdb:LmdbKeyring",

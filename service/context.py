@@ -18,15 +18,23 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
     """One application's policy, compiled from its settings. Times in seconds.
 
     `keep` are the finish reasons whose answers are stored. `ttl_jitter` is the
-    largest share by which an entry's TTL is shortened. `threshold` None: the
-    verifier decides. `off` are the eligibility rules that do not apply here.
+    largest share by which an entry's TTL is shortened, `stale` is how long an
+    entry may be served past it while a fresh one is asked for. `threshold`
+    None: the verifier decides; `limit` is the share of wrong semantic hits to
+    bear, `audit_rate` the share of them that is compared with the upstream's
+    answer. `lookups` is what the log of look-ups keeps. `off` are the
+    eligibility rules that do not apply here.
     """
 
     name: str
     mode: Mode = "semantic"
     threshold: float | None = None
+    limit: float | None = None
+    audit_rate: float = 0.0
+    lookups: Literal["off", "numbers", "texts"] = "numbers"
     ttl: float = 3600.0
     ttl_jitter: float = 0.1
+    stale: float = 0.0
     scope: Scope | None = None
     replay: Literal["instant", "paced"] = "instant"
     replay_rate: float = 50.0

@@ -391,13 +391,17 @@ class RoutingSettings(_Section):
 
 
 class EndpointCacheSettings(_Section):
-    """`replay_rate` is in tokens a second; `scope` None is `key` where the caller has one, else `endpoint`."""
+    """`replay_rate` is in tokens a second; `scope` None is `key` where the caller has one, else `endpoint`.
+    `audit_rate` None is 0.01 where a limit is set, else 0."""
 
     mode: Literal["off", "exact", "semantic", "shadow"] = "semantic"
     threshold: Share | None = None
     max_wrong_hit_rate: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    audit_rate: Share | None = None
+    lookups: Literal["off", "numbers", "texts"] = "numbers"
     ttl: Period = 3600.0
     ttl_jitter: Annotated[Number, Field(ge=0, le=0.5)] = 0.1
+    stale_while_revalidate: Duration = 0.0
     scope: Literal["key", "team", "endpoint"] | None = None
     context: Literal["full", "last-turn-if-self-contained", "last-turn"] = "full"
     question_pattern: Text | None = None
@@ -531,9 +535,6 @@ def _not_in_this_version(settings: Settings) -> Iterator[tuple[str, str]]:
     for path, seam, name in _implementations(settings):
         if name in _LATER.get(seam, ()) and not _is_registered(seam, name):
             yield path, f"{name}; use one of: {', '.join(sorted(registry.names(seam)))}"
-    for at, endpoint in enumerate(settings.endpoints):
-        if endpoint.cache.max_wrong_hit_rate is not None:
-            yield f"endpoints.{at}.cache.max_wrong_hit_rate", "a certified limit; use threshold"
 
 
 def _contradictions(

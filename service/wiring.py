@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
@@ -25,6 +25,7 @@ from backends.exact.base import ExactStore
 from backends.keyring.base import Keyring
 from backends.lease.base import Leases
 from backends.redis_address import RedisAddress
+from backends.tuning.base import TuningStore
 from backends.upstream.base import Upstream
 from backends.vector.base import VectorStore
 from guardrails.placeholders import Placeholders
@@ -33,7 +34,9 @@ from models.errors import BackendError, ConfigError
 from service.caching import directives
 from service.caching.eligibility import SWITCHABLE
 from service.caching.passages import TemplateError, template
+from service.caching.rule import rule
 from service.caching.single_flight import Flights
+from service.caching.tuned import Override
 from service.caching.verifier import load as load_verifier
 from service.context import Directives, Endpoint, Limits
 from service.pipeline.exact_tier import ExactTier
@@ -42,6 +45,7 @@ from service.pipeline.health import READING
 from service.pipeline.lead import Leads
 from service.pipeline.screen import Screens
 from service.pipeline.semantic_tier import SemanticTier
+from service.pipeline.tuning import Known, Tuning
 from service.policies import policies
 from service.routing.aliases import Aliases, Route, Target, route
 from service.routing.balance import Standing
@@ -81,6 +85,8 @@ _AGREEING = 1.0
 _AGREE_AGAIN = 2.0
 _AGREED_FOR = 60.0
 _LOOK_AGAIN = 2.0
+# Of semantic hits, where a limit is set and nobody said otherwise.
+_AUDITED = 0.01
 _SECRET_BYTES = 32
 _STDERR = 2
 
@@ -92,6 +98,7 @@ class State(msgspec.Struct, frozen=True):
     gateway: Gateway
     catalog: Catalog
     cors_origins: frozenset[str]
+    known: Mapping[str, Known]  # of each endpoint, beyond its settings
 
 
 class _Counted(NamedTuple):
@@ -135,7 +142,9 @@ class Runtime:
         self._alone = False  # its secret is not the one that others have
         self._counted = _Counted(None, float("-inf"))
         self._counting: _Counting | None = None
+        self._tuned_at: Hashable = ()
         self.keyring: Keyring
+        self.tuning: Tuning
         self.exact: ExactTier
         self.semantic: SemanticTier | None = None
         self.state: State
@@ -146,6 +155,7 @@ class Runtime:
         settings = self._settings
         home = storage(settings)
         self.keyring = await asyncio.to_thread(open_keyring, settings)
+        self.tuning = open_tuning(settings)
         chosen = settings.cache.exact
         store = await asyncio.to_thread(open_exact_store, settings)
         deadline = None if chosen.store in _IMMEDIATE else chosen.deadline
@@ -163,7 +173,7 @@ class Runtime:
             self.metrics.records_dropped.follow(lambda: self._recorder.dropped if self._recorder else 0)
         check(settings)
         applied = await asyncio.to_thread(policies, settings, home)
-        self.state = self._compiled(settings, applied, {}, {})
+        self.state = self._compiled(settings, applied, {}, {}, await self._known(settings))
         if chosen.store in _SHARED and settings.storage.secret is None:
             self._spawn(self._stay_agreed(settings))
         self._spawn(self._look_after())
@@ -194,7 +204,7 @@ class Runtime:
         same = {s.name: old.gateway.upstreams[s.name] for s in old.settings.upstreams if s in settings.upstreams}
         applied = await asyncio.to_thread(policies, settings, storage(settings))
         standings = {name: old.gateway.standings[name] for name in same}
-        self.state = self._compiled(settings, applied, same, standings)
+        self.state = self._compiled(settings, applied, same, standings, await self._known(settings))
         self._retired = [gateway for gateway in self._retired if gateway.users]
         self._retired.append(old.gateway)
         for name, upstream in old.gateway.upstreams.items():
@@ -260,10 +270,62 @@ class Runtime:
         finally:
             self._counting = None
 
+    async def override(self, endpoint: str, override: Override) -> None:
+        """Puts it into effect, here at once and for all who share the storage within seconds, and after a restart.
+
+        Raises `BackendError` where it cannot be kept; then nothing changes.
+        """
+        await asyncio.to_thread(self.tuning.override, endpoint, override)
+        await self.retune()
+
+    async def retune(self) -> None:
+        """Puts into effect what `tuning` knows by now."""
+        async with self._reloading:
+            known = await self._known(self.state.settings)
+            self.state = msgspec.structs.replace(self.state, known=known)
+            self.state.gateway.endpoints = _endpoints(self.state.settings, known)
+            self._decide(self.state.gateway.endpoints, known)
+
+    async def _known(self, settings: Settings) -> dict[str, Known]:
+        def read() -> dict[str, Known]:
+            with contextlib.suppress(BackendError):  # what cannot be read is warned of below
+                self._tuned_at = self.tuning.stamp()
+            return {endpoint.name: self.tuning.known(endpoint.name) for endpoint in settings.endpoints}
+
+        return await asyncio.to_thread(read)
+
+    def _decide(self, endpoints: Mapping[str, tuple[Endpoint, Directives]], known: Mapping[str, Known]) -> None:
+        """By what each endpoint's semantic hits are decided."""
+        if self.semantic is None:
+            return
+        verifier, embedder = self.semantic.verifier, self.semantic.embedder.revision
+        self.semantic.rules = {
+            name: rule(
+                threshold=endpoint.threshold,
+                limit=endpoint.limit,
+                verifier=verifier,
+                embedder=embedder,
+                tuned=known[name].tuned,
+                watch=known[name].watch,
+            )
+            for name, (endpoint, _) in endpoints.items()
+        }
+
+    async def _hear_of_tuning(self) -> None:
+        """What `keepgate tune`, or another worker, has changed."""
+        try:
+            stamp = await asyncio.to_thread(self.tuning.stamp)
+        except BackendError as error:
+            log.debug("%s", error)
+            return
+        if stamp != self._tuned_at:
+            await self.retune()
+
     async def _look_after(self) -> None:
         """Who has no traffic, or another worker has it all, hears of a recovery too."""
         while True:
             await asyncio.sleep(_LOOK_AGAIN)
+            await self._hear_of_tuning()
             if self.exact.health.failing(READING):
                 await self.exact.look()
             if self.semantic is not None:
@@ -354,14 +416,18 @@ class Runtime:
         settings: Settings,
         applied: Mapping[str, tuple[Policy, ...]],
         kept: Mapping[str, Upstream],
-        known: Mapping[str, Standing],
+        stood: Mapping[str, Standing],
+        known: Mapping[str, Known],
     ) -> State:
-        """`kept` are the upstreams that stay as they are, `known` how they stand."""
+        """`kept` are the upstreams that stay as they are, `stood` how they stand, `known` is what settings don't say of
+        endpoints."""
         upstreams = {s.name: kept.get(s.name) or _upstream(s) for s in settings.upstreams}
-        standings = {s.name: known.get(s.name) or _standing(s, upstreams[s.name].keys) for s in settings.upstreams}
+        standings = {s.name: stood.get(s.name) or _standing(s, upstreams[s.name].keys) for s in settings.upstreams}
         for name, standing in standings.items():
             self.metrics.upstream_open.set((name,), standing.open)
         places = {s.name: _place(s) for s in settings.upstreams}
+        endpoints = _endpoints(settings, known)
+        self._decide(endpoints, known)
         routing = settings.routing
         aliases = Aliases(
             {model.name: _route(model, places, routing) for model in settings.models},
@@ -370,7 +436,7 @@ class Runtime:
             attempts=routing.attempts,
         )
         gateway = Gateway(
-            endpoints={e.name: _endpoint(e) for e in settings.endpoints},
+            endpoints=endpoints,
             aliases=aliases,
             upstreams=upstreams,
             standings=standings,
@@ -392,6 +458,7 @@ class Runtime:
             gateway=gateway,
             catalog=Catalog(aliases, upstreams),
             cors_origins=frozenset(settings.server.cors_origins),
+            known=known,
         )
 
     def _spawn(self, work: "asyncio._CoroutineLike[None]") -> asyncio.Task[None]:
@@ -445,6 +512,11 @@ def storage(settings: Settings) -> Path:
 def open_keyring(settings: Settings) -> Keyring:
     keyring: Keyring = registry.create("keyring", "lmdb", path=storage(settings) / "keys")
     return keyring
+
+
+def open_tuning(settings: Settings) -> Tuning:
+    store: TuningStore = registry.create("tuning", "files", path=storage(settings) / "tuning")
+    return Tuning(store)
 
 
 def open_exact_store(settings: Settings) -> ExactStore:
@@ -608,14 +680,28 @@ def check(settings: Settings) -> None:
         raise ConfigError(*problems)
 
 
-def _endpoint(settings: EndpointSettings) -> tuple[Endpoint, Directives]:
+def _endpoints(settings: Settings, known: Mapping[str, Known]) -> dict[str, tuple[Endpoint, Directives]]:
+    return {endpoint.name: _endpoint(endpoint, known[endpoint.name].override) for endpoint in settings.endpoints}
+
+
+def _endpoint(settings: EndpointSettings, override: Override) -> tuple[Endpoint, Directives]:
     cache = settings.cache
+    threshold, limit = cache.threshold, cache.max_wrong_hit_rate
+    if override.threshold is not None or override.max_wrong_hit_rate is not None:
+        threshold, limit = override.threshold, override.max_wrong_hit_rate
+    audit_rate = cache.audit_rate if override.audit_rate is None else override.audit_rate
+    if audit_rate is None:
+        audit_rate = 0.0 if limit is None else _AUDITED
     endpoint = Endpoint(
         name=settings.name,
         mode=cache.mode,
-        threshold=cache.threshold,
+        threshold=threshold,
+        limit=limit,
+        audit_rate=audit_rate,
+        lookups=cache.lookups,
         ttl=cache.ttl,
         ttl_jitter=cache.ttl_jitter,
+        stale=cache.stale_while_revalidate,
         scope=cache.scope,
         replay=cache.replay,
         replay_rate=cache.replay_rate,

@@ -7,7 +7,7 @@ goes on as a miss.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import msgspec
@@ -18,6 +18,7 @@ from models.completion import Entry
 from models.errors import BackendError, ConfigError, TextRefused, TextTooLong
 from service.caching.features import Prepared, prepare
 from service.caching.identity import Question
+from service.caching.rule import Rule
 from service.caching.threshold import near_enough, nearest_rejected
 from service.caching.verifier import Verifier
 from service.caching.vetoes import conflict
@@ -60,7 +61,8 @@ class SemanticTier:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.embedder = embedder
-        self._verifier = verifier
+        self.verifier = verifier
+        self.rules: Mapping[str, Rule] = {}  # by endpoint; put here as they change
         self.vectors = vectors
         self._exact = exact
         self._deadline = deadline
@@ -176,7 +178,7 @@ class SemanticTier:
 
     def _judged(self, context: Context, text: str, neighbors: Sequence[Neighbor]) -> tuple[list[Neighbor], str]:
         """Those that may answer, the likeliest first, and why the most similar of the others may not."""
-        verifier = None if context.endpoint.threshold is not None else self._verifier
+        verifier = None if context.endpoint.threshold is not None else self.verifier
         least = context.directives.threshold
         if verifier is None and context.endpoint.threshold is None:
             least = max(least, _THRESHOLD)

@@ -174,7 +174,6 @@ def test_a_misspelt_key_does_not_hide_a_contradiction_beside_it(problems: Refusi
     assert found == [
         "endpoints.0.cahce: unknown key; did you mean 'cache'?",
         "endpoints.0.cache.max_wrong_hit_rate: cannot be combined with threshold: set one of the two",
-        "endpoints.0.cache.max_wrong_hit_rate: not in this version: a certified limit; use threshold",
     ]
 
 
@@ -580,7 +579,6 @@ def test_what_is_left_out_of_a_file_of_rules_is_a_warning(loaded: Loading, tmp_p
     [
         ("cache: {embedder: {kind: sentence-transformers}}", "cache.embedder.kind"),
         ("upstreams: [{name: a, provider: bedrock}]", "upstreams.0.provider"),
-        ("endpoints: [{name: a, cache: {max_wrong_hit_rate: 0.01}}]", "endpoints.0.cache.max_wrong_hit_rate"),
     ],
 )
 def test_what_is_not_built_yet_is_refused_and_never_ignored(problems: Refusing, text: str, path: str) -> None:

@@ -1,0 +1,1 @@
+"""Where what was found out about endpoints is kept."""

@@ -1,0 +1,76 @@
+"""By what an endpoint decides whether a candidate may answer, and what it only records.
+
+With a threshold: the cosine. With neither: the verifier's chance at its shipped
+cut, or cosine .92 where no verifier knows the embedder. With a limit and a
+certificate for it: the endpoint's own fit at the certified cut, or at the
+stricter one that audits moved it to; up to the certified one is recorded. With
+a limit and none: the verifier at its shipped cut of half the limit; up to that
+of the limit is recorded, and without a verifier nothing is served. Vetoes and
+the request's own `x-keepgate-threshold` stand above all of these.
+"""
+
+import math
+from hashlib import blake2b
+from typing import Literal
+
+import msgspec
+
+from service.caching.fit import Fit, default_fit
+from service.caching.online import Watch
+from service.caching.tuned import Tuned, refusal
+from service.caching.verifier import Verifier
+
+# Where nobody said what is near enough and no verifier knows the embedder.
+THRESHOLD = 0.92
+# What the shipped verifier decides at: this share of different public pairs is served.
+SHIPPED = 0.01
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """A score at or above `cut` is served, one at or above `shadow` is recorded. What the score is follows from `by`:
+    the cosine, the verifier's P, or log-odds by `fit`. `why`: what is missing for a certificate, where the endpoint has
+    a limit. `revision` names all of it: what was decided under another one is decided anew."""
+
+    by: Literal["cosine", "verifier", "fit"]
+    cut: float
+    shadow: float = math.inf
+    fit: Fit | None = None
+    certified: bool = False
+    why: str = ""
+    revision: str = ""
+
+
+def rule(
+    *,
+    threshold: float | None,
+    limit: float | None,
+    verifier: Verifier | None,
+    embedder: str,
+    tuned: Tuned | None = None,
+    watch: Watch | None = None,
+) -> Rule:
+    """The rule for an endpoint with this threshold or limit. `watch` is what became of the certified cut since."""
+    if threshold is not None:
+        found = Rule("cosine", threshold)
+    elif limit is None:
+        found = Rule("cosine", THRESHOLD) if verifier is None else Rule("verifier", verifier.cut(SHIPPED))
+    else:
+        found = _limited(limit, verifier, embedder, tuned, watch)
+    trained = "" if verifier is None else verifier.revision
+    named = msgspec.json.encode([embedder, trained, found])
+    return msgspec.structs.replace(found, revision=blake2b(named, digest_size=8).hexdigest())
+
+
+def _limited(limit: float, verifier: Verifier | None, embedder: str, tuned: Tuned | None, watch: Watch | None) -> Rule:
+    trained = "" if verifier is None else verifier.revision
+    why = "not certified" if tuned is None else refusal(tuned, embedder=embedder, verifier=trained, limit=limit)
+    if tuned is not None and tuned.certificate is not None and not why:
+        certified = tuned.certificate.cut
+        cut: float | None = certified
+        if watch is not None and watch.certified == certified and watch.limit == tuned.certificate.limit:
+            cut = watch.cut
+        return Rule("fit", math.inf if cut is None else cut, certified, tuned.fit, certified=True)
+    if verifier is None:
+        # Nothing is known of these vectors. What an even chance would serve is recorded.
+        return Rule("fit", math.inf, 0.0, default_fit(verifier=False, agreement=True), why=why)
+    return Rule("verifier", verifier.cut(limit / 2), verifier.cut(limit), why=why)
