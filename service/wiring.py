@@ -7,6 +7,7 @@ metrics); `State` what a reload replaces (policies, upstreams, limits).
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import secrets
 import time
@@ -14,7 +15,7 @@ from collections.abc import Hashable, Mapping
 from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from pydantic import SecretStr
@@ -248,6 +249,21 @@ class Runtime:
             if not self.semantic.settled:
                 tiers["embedder"] = "loading"
         return tiers
+
+    def judged_by(self) -> str | None:
+        """The embedder's revision and the verifier's; None where no endpoint compares questions."""
+        if self.semantic is None:
+            return None
+        verifier = self.semantic.verifier
+        return f"{self.semantic.embedder.revision} {'' if verifier is None else verifier.revision}".rstrip()
+
+    def decision(self, endpoint: str) -> dict[str, Any]:
+        """By what the endpoint's semantic hits are decided, as the management API shows it."""
+        found = None if self.semantic is None else self.semantic.rules.get(endpoint)
+        if found is None:
+            return {}
+        cut = found.cut if math.isfinite(found.cut) else None  # None: nothing is served
+        return {"by": found.by, "cut": cut, "certified": found.certified, "why": found.why}
 
     async def entries_by_endpoint(self) -> dict[str, int]:
         """As they were counted last; empty before the first count has ended.
