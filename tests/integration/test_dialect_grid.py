@@ -288,7 +288,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
             for dialect in ALL
         ]
         endpoint: Json = {"name": "default", "cache": {"mode": "exact", "keep": ["stop", "length", "tool_calls"]}}
-        config = settings(directory, "", upstreams=upstreams, models=models, endpoints=[endpoint], guardrails=AS_SHIPPED)
+        config = settings(
+            directory, "", upstreams=upstreams, models=models, endpoints=[endpoint], guardrails=AS_SHIPPED
+        )
         gateway = stack.enter_context(running_gateway(directory, config))
         yield Grid(gateway, fakes, stack.enter_context(httpx.Client()))
 

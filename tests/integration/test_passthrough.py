@@ -107,7 +107,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, upstream_process: Upstream
 @pytest.fixture(scope="module")
 def restricted(gateway: Gateway) -> dict[str, str]:
     """The credential of a key that may ask `allowed` alone."""
-    return {"Authorization": f"Bearer {gateway.make_key('restricted', '--model', 'allowed')}"}
+    return {"Authorization": f"Bearer {gateway.make_key('restricted', models=['allowed'])}"}
 
 
 def test_bytes_go_through_as_they_are_and_come_back(gateway: Gateway, upstream: Upstream) -> None:
