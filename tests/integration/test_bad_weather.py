@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tests.support.gateway import (
+    AS_SHIPPED,
     Gateway,
     Json,
     Mock,
@@ -77,6 +78,7 @@ def impatient_gateway(
             {"name": "refused", "base_url": f"http://127.0.0.1:{free_port()}/v1", **compatible},
         ],
         "endpoints": EXACT,
+        "guardrails": AS_SHIPPED,
     }
     with running_gateway(directory, settings(directory, provider.url, **sections)) as gateway:
         yield gateway
