@@ -1,6 +1,7 @@
 """Would a static embedding pay as a gate in front of the transformer: what it spares, what it loses, what it costs.
 
-    python -m benchmarks.gate --data DIR [--vectors DIR] [--beside FOLDER] [--only recall|cost] [--seed 6] [--json FILE]
+    python -m benchmarks.gate --data DIR [--vectors DIR] [--beside FOLDER] [--only recall|cost|empty] [--sizes N ...]
+        [--threshold T] [--seed 6] [--json FILE]
 
 The gate: where nothing in a request's namespace has a static cosine of `t` or more to it, the request is taken for a
 miss and the transformer does not run. It is judged by the full path, which embeds, takes the ten nearest and serves one
@@ -21,6 +22,8 @@ cost      one process, one request after the other: embed, search, judge, keep (
           request is of all threads, `miss` the wall time until it goes upstream. Traffic is gptcache_qqp without
           exact repeats: `unique` has no paraphrase of anything stored, `chat-real` 2 %, `faq` 37 %, as in `keepgate
           bench cache`; `unique, foreign` is search_queries.
+empty     of the streams of `keepgate bench cache`: look-ups in a namespace without entries, entries that stay alone in
+          theirs.
 
 `--vectors` is where embeddings are kept; `--beside` a folder with another static model's `table.npy` (a row a token)
 and `tokenizer.json`, to compare with. Texts are embedded one at a time: the first run takes minutes.
@@ -37,6 +40,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -53,6 +57,7 @@ from backends.embedding.static import StaticEmbedder
 from backends.vector.faiss import FaissStore
 from backends.vector.rows import Rows, closest
 from benchmarks.verifier_data import Vectors, lines
+from service.bench import cache_policies, cache_traffic
 from service.caching.features import Prepared, prepare
 from service.caching.verifier import Verifier, load
 from service.caching.vetoes import conflict
@@ -72,7 +77,7 @@ _PAIRS = 40_000  # of gptcache_qqp that are read
 _BACKGROUND = ("llm_prompts", "search_queries")
 _UNIQUE = ("gptcache_qqp", *_BACKGROUND)
 _LAZY = 4_000
-_TIMED = 400  # requests of each path
+_TIMED = 200  # requests of each path
 _MOST_WAITING = 10  # stored entries that one request embeds
 _TRAFFIC = (
     ("unique", 0.0, _FILL),
@@ -126,13 +131,20 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of the labelled sets")
     parser.add_argument("--vectors", type=Path, default=Path("vectors"), help="folder where embeddings are kept")
     parser.add_argument("--beside", type=Path, help="folder of another static model")
-    parser.add_argument("--only", choices=("recall", "cost"))
+    parser.add_argument("--only", choices=("recall", "cost", "empty"))
     parser.add_argument("--threshold", type=float, default=0.72, help="of the gate whose cost is measured")
+    parser.add_argument("--sizes", type=int, nargs="+", default=_SIZES, help="of namespaces whose cost is measured")
     parser.add_argument("--seed", type=int, default=6)
     parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
 
+    if options.only in (None, "empty"):
+        print(json.dumps(empty(options.data), indent=1))
+    if options.only == "empty":
+        return 0
     sets = read(options.data)
+    if options.only == "cost":
+        sets = [one for one in sets if one.name in (_FILL, "search_queries")]
     options.vectors.mkdir(parents=True, exist_ok=True)
     embedded = [_embedded(one, options.vectors) for one in sets]
     figures: dict[str, Any] = {}
@@ -140,10 +152,8 @@ def main() -> int:
         figures["recall"] = recall(sets, np.concatenate(embedded), options)
     if options.only != "recall":
         vectors = {one.name: rows for one, rows in zip(sets, embedded, strict=True)}
-        figures["cost"] = asyncio.run(
-            costs({one.name: one for one in sets}, vectors, options.threshold, seed=options.seed)
-        )
-        print(_cost_table(figures["cost"]))
+        named = {one.name: one for one in sets}
+        figures["cost"] = asyncio.run(costs(named, vectors, options.threshold, options.sizes, seed=options.seed))
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
@@ -184,6 +194,29 @@ def _unique(sets: Sequence[Texts], readable: Bools, *, seed: int) -> dict[str, l
             draw = random.Random(seed)  # noqa: S311 - nothing secret, the same again is the point
             found[one.name] = draw.sample(alone, min(_LAZY, len(alone)))
         begin += len(one.texts)
+    return found
+
+
+def empty(folder: Path) -> dict[str, dict[str, float]]:
+    """By set and profile: of look-ups, the share in a namespace without entries; of entries, those that stay alone."""
+    found: dict[str, dict[str, float]] = {}
+    for path in ("osschat_clusters/norm_clusters.jsonl", f"{_FILL}/norm_pairs.jsonl"):
+        questions = cache_traffic.sample(cache_traffic.read(folder / path), 1_200, 0)
+        for profile, shares in cache_traffic.PROFILES.items():
+            looks, first, alone = 0, 0, 0
+            for seed in range(3):
+                asks = cache_traffic.stream(questions, [[] for _ in questions.texts], shares, requests=1_500, seed=seed)
+                made = cache_policies.prepared(asks)
+                places = dict(zip(made.exact.tolist(), made.scopes["eligible"].tolist(), strict=True)).values()
+                kept = Counter(where for where in places if where >= 0)
+                looks += kept.total()
+                first += len(kept)
+                alone += sum(1 for count in kept.values() if count == 1)
+            found[f"{path.partition('/')[0]}, {profile}"] = {
+                "look-ups": looks,
+                "empty": round(first / looks, 3),
+                "alone": round(alone / looks, 3),
+            }
     return found
 
 
@@ -243,12 +276,9 @@ def _recall_table(name: str, found: dict[str, Any]) -> str:
     return "\n".join(out)
 
 
-def _cost_table(found: Sequence[dict[str, Any]]) -> str:
-    out = [f"{'entries':>8} {'traffic':16}{'path':8}   hits  passed  CPU, ms  a second  miss p50, ms  gate p50, ms"]
-    for row in found:
-        where = f"{row['entries']:8,} {row['traffic']:16}{row['path']:8}{row['hits']:7.1%}{row['passed']:8.1%}"
-        out.append(f"{where}{row['cpu']:9.3f}{row['a second']:10.0f}{row['miss p50']:14.3f}{row['gate p50']:14.3f}")
-    return "\n".join(out)
+def _cost_row(row: dict[str, Any]) -> str:
+    where = f"{row['entries']:8,} {row['traffic']:16}{row['path']:8}{row['hits']:7.1%}{row['passed']:8.1%}"
+    return f"{where}{row['cpu']:9.3f}{row['a second']:10.0f}{row['miss p50']:14.3f}{row['gate p50']:14.3f}"
 
 
 def _percent(share: float | None) -> str:
@@ -648,13 +678,16 @@ class World:
         return judged(prepare(text), stored, cosines, self._verifier, self._verifier.cut()) is not None
 
 
-async def costs(sets: dict[str, Texts], vectors: dict[str, Floats], least: float, *, seed: int) -> list[dict[str, Any]]:
+async def costs(
+    sets: dict[str, Texts], vectors: dict[str, Floats], least: float, sizes: Sequence[int], *, seed: int
+) -> list[dict[str, Any]]:
     """Of each path: CPU time a request and wall time until a miss goes upstream, in ms."""
     embedder, words = OnnxEmbedder(remembered=1), StaticEmbedder()
     await embedder.load()
     await words.load()
     found = []
-    for size in _SIZES:
+    print(f"{'entries':>8} {'traffic':16}{'path':8}   hits  passed  CPU, ms  a second  miss p50, ms  gate p50, ms")
+    for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             store = FaissStore(path=Path(folder), dimensions=minilm.DIMENSIONS, revision=minilm.REVISION)
             await store.load()
@@ -687,6 +720,7 @@ async def costs(sets: dict[str, Texts], vectors: dict[str, Floats], least: float
                         again = [questions.texts[one] for one in repeats]
                     row = await _timed(world, getattr(world, path), asked)
                     found.append({"entries": size, "traffic": traffic, "path": path} | row)
+                    print(_cost_row(found[-1]), flush=True)
             await store.close()
     await embedder.close()
     return found
