@@ -67,12 +67,13 @@ class Found(msgspec.Struct):
 
 class Judged(msgspec.Struct):
     """Places of neighbours that may answer, the likeliest first; of the first that nothing vetoes; of one that may only
-    be recorded; and why none may answer. `look` is at the first, where it was needed for that."""
+    be recorded; and why none may answer. `chances` are the verifier's by place, where it was asked."""
 
     allowed: list[int] = []
     first: int | None = None
     shadow: int | None = None
     reason: str = ""
+    chances: dict[int, float] = {}
     look: Look | None = None
 
 
@@ -151,7 +152,9 @@ class SemanticTier:
         about = served if hit else judged.first if judged.shadow is None else judged.shadow
         if noting and about is not None:
             reuse = judged.look if about == judged.first else None
-            found.look = reuse or look_at(prepare(question.text), neighbors, about, rule, self.verifier)
+            found.look = reuse or look_at(
+                _prepared(question.text), neighbors, about, rule, self.verifier, judged.chances
+            )
         if hit:
             found.detail = "alias" if found.alias else "semantic"
         elif judged.shadow is not None:
@@ -258,7 +261,7 @@ class SemanticTier:
 
 def judge(text: str, neighbors: Sequence[Neighbor], rule: Rule, verifier: Verifier | None, least: float) -> Judged:
     """What the rule says of the nearest ten; none below the cosine `least` may answer."""
-    asked = prepare(text)
+    asked = _prepared(text)
     near = neighbors[:_CANDIDATES]
     judged = Judged()
     if rule.by == "cosine":
@@ -294,6 +297,7 @@ def _by_chance(
 ) -> None:
     stored = [_prepared(read(one.payload).text) for one in near]
     chances = verifier.probabilities(asked, stored, [one.similarity for one in near])
+    judged.chances = dict(enumerate(chances))
     worth = min(rule.cut, rule.shadow)
     for chance, place in sorted((-chance, place) for place, chance in enumerate(chances) if chance >= worth):
         if near[place].similarity < least:
@@ -318,12 +322,20 @@ def _first(asked: Prepared, near: Sequence[Neighbor]) -> int | None:
     return None
 
 
-def look_at(asked: Prepared, neighbors: Sequence[Neighbor], place: int, rule: Rule, verifier: Verifier | None) -> Look:
-    """All that is known of a candidate: how likely it is, and whether those behind it answer the same."""
+def look_at(
+    asked: Prepared,
+    neighbors: Sequence[Neighbor],
+    place: int,
+    rule: Rule,
+    verifier: Verifier | None,
+    chances: Mapping[int, float] | None = None,
+) -> Look:
+    """All that is known of a candidate: how likely it is, and whether those behind it answer the same. `chances` are
+    those known by place."""
     one = neighbors[place]
     stored = read(one.payload)
-    chance = None
-    if verifier is not None:
+    chance = None if chances is None else chances.get(place)
+    if verifier is not None and chance is None:
         (chance,) = verifier.probabilities(asked, [_prepared(stored.text)], [one.similarity])
     around = neighbors[place:LOOKED_AT]
     agreed = agreement([other.similarity for other in around], alike([_sketch_of(other) for other in around]))
