@@ -46,8 +46,7 @@ async def server() -> AsyncIterator[EmbeddingsServer]:
 @pytest.fixture(params=sorted(BUILT_IN["embedding"]))
 async def unloaded(request: pytest.FixtureRequest, server: EmbeddingsServer) -> AsyncIterator[Embedder]:
     options: dict[str, dict[str, Any]] = {
-        "onnx": {"remembered": 0},  # or the second embedding of a text would prove nothing
-        "openai": {"base_url": server.url, "model": "hash", "dimensions": DIMENSIONS, "remembered": 0},
+        "openai": {"base_url": server.url, "model": "hash", "dimensions": DIMENSIONS},
     }
     embedder: Embedder = create("embedding", request.param, **options.get(request.param, {}))
     yield embedder
