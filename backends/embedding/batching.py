@@ -41,10 +41,12 @@ class Memory:
         return vector
 
     def keep(self, key: bytes, vector: Vector) -> None:
+        if _cost(vector) > self._size:
+            return
         before = self._vectors.pop(key, None)
         self._vectors[key] = vector
         self._held += _cost(vector) - (0 if before is None else _cost(before))
-        while self._vectors and (len(self._vectors) > self._texts or self._held > self._size):
+        while len(self._vectors) > self._texts or self._held > self._size:
             self._held -= _cost(self._vectors.popitem(last=False)[1])
 
     def clear(self) -> None:

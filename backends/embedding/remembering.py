@@ -38,8 +38,8 @@ class RememberingEmbedder:
         return np.stack(await self._shared[role].embed(texts))
 
     async def close(self) -> None:
-        self._memory.clear()
         await self._embedder.close()
+        self._memory.clear()
 
     def _sharing(self, role: Role, waiting: int) -> SharedEmbeddings:
         def begin(text: str) -> asyncio.Future[Vector]:

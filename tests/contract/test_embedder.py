@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backends.embedding import minilm
 from backends.embedding.base import Embedder
-from backends.registry import BUILT_IN, create
+from backends.registry import BUILT_IN, create, not_installed
 from models.errors import BackendError, TextTooLong
 from tests.support.embeddings_server import DIMENSIONS, EmbeddingsServer, embeddings_server
 
-SUITE = {"embedding": {"onnx", "static", "openai"}}
+SUITE = {"embedding": {"onnx", "static", "openai", "sentence-transformers"}}
 
 QUESTION = "How do I reset my password?"
 ODD = [
@@ -45,8 +46,11 @@ async def server() -> AsyncIterator[EmbeddingsServer]:
 
 @pytest.fixture(params=sorted(BUILT_IN["embedding"]))
 async def unloaded(request: pytest.FixtureRequest, server: EmbeddingsServer) -> AsyncIterator[Embedder]:
+    if lacking := not_installed("embedding", request.param):
+        pytest.skip(f"{request.param} {lacking}")
     options: dict[str, dict[str, Any]] = {
         "openai": {"base_url": server.url, "model": "hash", "dimensions": DIMENSIONS},
+        "sentence-transformers": {"path": minilm.source()},
     }
     embedder: Embedder = create("embedding", request.param, **options.get(request.param, {}))
     yield embedder

@@ -99,7 +99,7 @@ def fake_hub() -> Iterator[FakeHub]:
     hub = FakeHub()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - named by its base
+        def do_GET(self) -> None:
             status, headers, body = hub.answer(self.path, {name.lower(): value for name, value in self.headers.items()})
             self.send_response(status)
             for name, value in headers.items():
