@@ -46,8 +46,8 @@ class _Answer(msgspec.Struct, gc=False):
 _decoder = msgspec.json.Decoder(_Answer)
 
 
-class _TooMuch(Exception):
-    """An answer beyond what embeddings take."""
+class _TooMuch(BackendError):
+    """An answer beyond what embeddings take: the next would be no shorter."""
 
 
 def _pause(retry_after: str) -> float:
@@ -152,6 +152,8 @@ class OpenAIEmbedder:
             status, answer, pause = await self._post(body, seconds=self._timeout, most=most)
             if status not in _TRANSIENT or pause > min(_LONGEST_PAUSE, until - clock()):
                 return status, answer
+        except _TooMuch:
+            raise
         except BackendError:
             if pause > until - clock():
                 raise
@@ -171,10 +173,8 @@ class OpenAIEmbedder:
                 async for chunk in response.content.iter_any():
                     answer += chunk
                     if len(answer) > most:
-                        raise _TooMuch
+                        raise _TooMuch(f"the embeddings API answered with more than {most:,} bytes")
                 return response.status, bytes(answer), _pause(response.headers.get("retry-after", ""))
-        except _TooMuch:
-            raise BackendError(f"the embeddings API answered with more than {most:,} bytes") from None
         except TimeoutError as error:
             raise BackendError("the embeddings API did not answer in time") from error
         except (aiohttp.ClientError, OSError) as error:

@@ -7,10 +7,12 @@ import logging
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from backends.embedding.base import Role
 from backends.embedding.batching import OneThread, SharedEmbeddings, Vector, unit
@@ -30,6 +32,18 @@ _WEIGHTS = (".safetensors", ".bin")
 # What the package reads beside weights. No Python: code of a model is never run.
 _FILES = (".json", ".txt", ".model", ".jinja")
 _OTHER_FORMS = ("onnx/", "openvino/", "coreml/")
+# The libraries below raise what they like for an unusable folder, and ImportError for what a model needs beside them.
+_UNUSABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    UnpicklingError,
+)
 # For a model whose tokenizer knows no end, such as a table of words.
 _WINDOW = 8192
 
@@ -132,8 +146,7 @@ class _Encoder:
             model = SentenceTransformer(
                 str(folder), device="cpu", local_files_only=True, trust_remote_code=False, truncate_dim=cut
             )
-        # The libraries below raise what they like for an unusable folder, ImportError for what they lack included.
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+        except _UNUSABLE as error:
             raise BackendError(f"{folder} cannot be loaded as a sentence-transformers model: {error}") from error
         if not {"text", "message"}.issuperset(getattr(model, "modalities", ())):
             # A text that looks like an address would be fetched, one that looks like a path opened.
