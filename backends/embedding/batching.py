@@ -16,7 +16,7 @@ Vector = NDArray[np.float32]
 
 
 # What a vector in memory costs beside its numbers: the array, its key and its place in the order.
-_BESIDE = 320
+_BESIDE = 384
 
 
 @dataclass(slots=True)
