@@ -652,6 +652,13 @@ def _embedder_contradictions(embedder: EmbedderSettings) -> Iterator[tuple[str, 
         yield "file", "must be the graph's path in the model's folder, such as onnx/model.onnx"
 
 
+def _moves(embedder: EmbedderSettings) -> bool:
+    """Whether it is a model of the hub under a name that may stand for another commit tomorrow."""
+    packaged = embedder.kind == "onnx" and embedder.model in _PACKAGED_MODELS
+    on_hub = embedder.kind in _OF_EMBEDDERS["path"] and embedder.path is None and not packaged
+    return on_hub and not re.fullmatch(r"[0-9a-f]{40}", embedder.revision or "")
+
+
 def _is_folder(model: str) -> bool:
     return model.startswith(("/", "./", "../", "~")) or model in (".", "..")
 
@@ -971,6 +978,12 @@ def _doubts(settings: Settings) -> Iterator[tuple[str, str]]:
         yield (
             "redis.url",
             "the query engine of Redis knows database 0 only: vectors need a server with vector sets here",
+        )
+    embedder = settings.cache.embedder
+    if vector.store in ("redis", "qdrant") and _moves(embedder):
+        yield (
+            "cache.embedder.revision",
+            "is no commit: gateways that first start at other times may get other weights, and share no vectors then",
         )
     for key, used_by in _OF_VECTOR_STORES.items():
         if key in vector.model_fields_set and vector.store in _VECTOR_STORES and vector.store not in used_by:

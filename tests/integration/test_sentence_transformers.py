@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -159,6 +160,19 @@ async def test_damaged_weights_are_a_backend_error(tmp_path: Path, content: byte
     with pytest.raises(BackendError, match="cannot be loaded"):
         await embedder.load()
     await embedder.close()
+
+
+async def test_code_in_a_models_folder_is_not_run(tmp_path: Path) -> None:
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "mine.Transformer"}]
+    folder = changed(tmp_path / "model", {"modules.json": modules})
+    write(folder, {"mine.py": f"open({str(tmp_path / 'was here')!r}, 'w')\nclass Transformer: ...".encode()})
+    embedder = SentenceTransformersEmbedder(path=folder, cache=tmp_path)
+
+    with pytest.raises(BackendError, match="cannot be loaded"):
+        await embedder.load()
+    await embedder.close()
+
+    assert "was here" not in os.listdir(tmp_path)
 
 
 async def test_many_at_once_get_what_each_gets_alone(embedder: SentenceTransformersEmbedder) -> None:

@@ -106,6 +106,30 @@ def test_a_package_that_is_not_installed_is_a_problem_with_its_command(tmp_path:
     assert refused.value.problems == (LACKS_ST,)
 
 
+@pytest.mark.parametrize(
+    ("embedder", "store", "warned"),
+    [
+        ("model: acme/tiny", "qdrant", True),
+        ("model: acme/tiny, revision: main", "redis", True),
+        ("model: acme/tiny, revision: 5c38ec7c405ec4b44b94cc5a9bb96e735b38267a", "qdrant", False),
+        ("model: acme/tiny", "faiss", False),
+        ("model: all-MiniLM-L6-v2", "qdrant", False),
+        ("path: HERE", "qdrant", False),
+    ],
+)
+def test_a_name_that_may_move_is_a_warning_where_vectors_are_shared(
+    tmp_path: Path, embedder: str, store: str, warned: bool
+) -> None:
+    file = tmp_path / "keepgate.yaml"
+    embedder = embedder.replace("HERE", str(tmp_path))
+    file.write_text(f"cache: {{vector: {{store: {store}}}, embedder: {{{embedder}}}}}")
+
+    said = [warning for warning in load(file, {}).warnings if warning.startswith("cache.embedder.")]
+
+    assert bool(said) == warned
+    assert all("is no commit" in warning for warning in said)
+
+
 @pytest.mark.parametrize("name", ["acme/a", "a.b/c.d", "acme/..", "acme/a..b", "a/b/c", "../x", "acme/a b", "a", "_/x"])
 def test_settings_and_the_hub_agree_on_what_a_name_is(tmp_path: Path, name: str) -> None:
     assert (problems(tmp_path, f"model: {name}") == []) == is_name(name)
