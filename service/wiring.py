@@ -22,6 +22,7 @@ from pydantic import SecretStr
 
 from backends import registry
 from backends.embedding.base import Embedder
+from backends.embedding.remembering import RememberingEmbedder
 from backends.exact.base import ExactStore
 from backends.keyring.base import Keyring
 from backends.lease.base import Leases
@@ -579,8 +580,11 @@ def open_exact_store(settings: Settings) -> ExactStore:
 
 
 def make_embedder(settings: Settings) -> Embedder:
-    embedder: Embedder = registry.create("embedding", settings.cache.embedder.kind, **_embedder_options(settings))
-    return embedder
+    """Blocks: a model's files may be read, and what says how it is run fetched. Raises `ConfigError` or
+    `BackendError`."""
+    chosen = settings.cache.embedder
+    embedder: Embedder = registry.create("embedding", chosen.kind, **_embedder_options(settings))
+    return RememberingEmbedder(embedder, texts=chosen.remember) if chosen.remember else embedder
 
 
 def open_vector_store(settings: Settings, *, dimensions: int, revision: str) -> VectorStore:
@@ -645,16 +649,23 @@ def configure_logs(settings: Settings) -> None:
 
 def _embedder_options(settings: Settings) -> dict[str, object]:
     chosen = settings.cache.embedder
-    if chosen.kind == "onnx":
-        return {"model": chosen.model, "path": chosen.path}
-    if chosen.kind == "openai":
-        return {
-            "base_url": chosen.base_url,
-            "api_key": None if chosen.api_key is None else chosen.api_key.get_secret_value(),
-            "model": chosen.model,
-            "dimensions": chosen.dimensions,
-        }
-    return {}
+    local = {"model": chosen.model, "path": chosen.path, "revision": chosen.revision}
+    match chosen.kind:
+        case "onnx":
+            return {**local, "file": chosen.file}
+        case "sentence-transformers":
+            return {**local, "dimensions": chosen.dimensions}
+        case "openai":
+            return {
+                "base_url": chosen.base_url,
+                "api_key": _revealed(chosen.api_key),
+                "model": chosen.model,
+                "dimensions": chosen.dimensions,
+                "shorten": chosen.shorten,
+                "revision": chosen.revision,
+            }
+        case _:
+            return {}
 
 
 def _upstream(settings: UpstreamSettings) -> Upstream:
