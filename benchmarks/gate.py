@@ -424,8 +424,10 @@ def _through(folder: Path, kept: Path) -> Floats:
     path = kept / f"tokens-{minilm.WEIGHTS_REVISION}.npy"
     if not path.exists():
         from backends.embedding.onnx import _Encoder
+        from backends.embedding.recipe import Recipe
 
-        encoder = _Encoder(folder / "model.onnx", threads=1)
+        recipe = Recipe(dimensions=minilm.DIMENSIONS, window=minilm.WINDOW)
+        encoder = _Encoder(folder / "model.onnx", recipe, threads=1)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         ends = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
         rows = [encoder.encode([ends[0] or 0, one, ends[1] or 0]) for one in range(tokenizer.get_vocab_size())]
@@ -682,7 +684,7 @@ async def costs(
     sets: dict[str, Texts], vectors: dict[str, Floats], least: float, sizes: Sequence[int], *, seed: int
 ) -> list[dict[str, Any]]:
     """Of each path: CPU time a request and wall time until a miss goes upstream, in ms."""
-    embedder, words = OnnxEmbedder(remembered=1), StaticEmbedder()
+    embedder, words = OnnxEmbedder(), StaticEmbedder()
     await embedder.load()
     await words.load()
     found = []
