@@ -124,7 +124,8 @@ def policies() -> dict[str, tuple[Policy, ...]]:
 class Path:
     """A gateway with an empty cache. `ask` gives the answer's number, and the tier it came from."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, passthrough: bool = False) -> None:
+        self._secrets = {name: f"{'sk' if passthrough else 'kg'}-{name}" for name in TEAMS}
         metrics = Metrics()
         named = [Endpoint(name, threshold=0.01, scope=SCOPES.get(name)) for name in PARTS["endpoint"].words]
         keyring = MemoryKeyring()
@@ -141,7 +142,7 @@ class Path:
             aliases=Aliases({**routes, "alias": routes["m"]}, places),
             upstreams={"numbered": Numbered()},
             standings={"numbered": Standing("numbered")},
-            passthrough=frozenset(),
+            passthrough=frozenset({"numbered"} if passthrough else ()),
             keyring=keyring,
             keys_required=False,
             secret=SECRET,
@@ -156,7 +157,7 @@ class Path:
         )
 
     async def ask(self, scene: Scene, wording: str) -> tuple[int, str]:
-        body, headers = request(scene, wording, secrets={name: f"kg-{name}" for name in TEAMS})
+        body, headers = request(scene, wording, secrets=self._secrets)
         sent: list[Any] = []
         bodies = [{"type": "http.request", "body": msgspec.json.encode(body)}]
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -175,8 +176,8 @@ class Path:
         return int(answer["choices"][0]["message"]["content"]), told["x-keepgate-cache"]
 
 
-async def opened() -> Path:
-    path = Path()
+async def opened(*, passthrough: bool = False) -> Path:
+    path = Path(passthrough=passthrough)
     await path.semantic.load()
     return path
 
@@ -262,6 +263,18 @@ async def test_scope_says_who_shares(endpoint: str, one: str, other: str, shares
     ]
 
     assert [number == 0 for number, _ in answers] == [shares, shares]
+
+
+@pytest.mark.parametrize("endpoint", ["own", "teams", "open"])
+async def test_credentials_that_are_passed_on_are_walls_in_every_scope(endpoint: str) -> None:
+    path = await opened(passthrough=True)
+    scenes = [{**PLAIN, "endpoint": endpoint, "account": account} for account in ("ann", "bob", "")]
+
+    first = [await path.ask(scene, QUESTION) for scene in scenes]
+    again = [await path.ask(scene, wording) for scene in scenes for wording in (QUESTION, REWORDED)]
+
+    assert first == [(0, "miss"), (1, "miss"), (2, "miss")]
+    assert again == [(number, tier) for number in range(3) for tier in ("exact", "semantic")]
 
 
 async def test_two_masked_values_are_two_namespaces_whatever_a_veto_says() -> None:
