@@ -831,14 +831,7 @@ def main() -> int:
             found = cost_rows(options.data, options.vectors, verifier)
         result["rows"] = [row for row in result["rows"] if row["part"] != part]
         result["rows"] += [dataclasses.asdict(row) for row in found]
-        seeds = (
-            f" --seeds {options.seeds}"
-            if part == "streams"
-            else " --full"
-            if part == "traffic" and options.full
-            else ""
-        )
-        result["about"]["commands"][part] = f"python -m benchmarks.quality --data DIR --only {part}{seeds}"
+        result["about"]["commands"][part] = _command(part, options)
         print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     result["about"] |= {
         "date": datetime.now(UTC).date().isoformat(),
@@ -852,6 +845,16 @@ def main() -> int:
         options.write.write_text(written(options.write.read_text(encoding="utf-8"), tables), encoding="utf-8")
     print(tables)
     return 0
+
+
+def _command(part: str, options: argparse.Namespace) -> str:
+    """What measures this part again."""
+    again = f"python -m benchmarks.quality --data DIR --only {part}"
+    if part == "streams" and options.streams is not None:
+        return f"python -m benchmarks.streams --data DIR --json FILE; {again} --streams FILE"
+    if part == "streams":
+        return f"{again} --seeds {options.seeds}"
+    return f"{again} --full" if part == "traffic" and options.full else again
 
 
 def _known(file: Path | None) -> dict[str, Any]:
