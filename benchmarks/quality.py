@@ -620,6 +620,12 @@ def _traffic(name: str, profile: str, result: dict[str, Any]) -> list[Row]:
     ]  # fmt: skip
     best = max(static, key=lambda one: one["captured"]["share"], default=None)
     named = {TITLES[peer]: by[peer] for peer in PEERS} | {"vCache": by["vcache"], "exact only": by["exact"]}
+    told_of_all = {
+        "captured": f" ({percent(ours['hits']['share'])} of all answered by the cache)",
+        "wrong_of_semantic": (
+            f" (at most {percent(ours['wrong_at_most'])}; {percent(ours['wrong_of_all']['share'], 2)} of all)"
+        ),
+    }
     made = []
     for figure, told in (("captured", "of what was given before, served"), ("wrong_of_semantic", "wrong")):
         interval = ours[figure]["interval"] or [None, None]
@@ -636,7 +642,7 @@ def _traffic(name: str, profile: str, result: dict[str, Any]) -> list[Row]:
                 interval[1],
                 ours["requests"] if figure == "captured" else hits,
                 others,
-                note="" if figure == "captured" else f" (at most {percent(ours['wrong_at_most'])})",
+                note=told_of_all[figure],
                 rival=shown[figure]["share"] if shown else None,
                 more=figure == "captured",
             )
@@ -802,7 +808,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=100, help="of the certified streams")
     parser.add_argument("--streams", type=Path, help="rows of an earlier run of benchmarks.streams")
     parser.add_argument("--full", action="store_true", help="traffic at full length")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="none: write what is in --json")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write", type=Path, metavar="PAGE")
     parser.add_argument("--record", action="store_true", help="measure the samples that the tests compare with")
@@ -833,11 +839,12 @@ def main() -> int:
         result["rows"] += [dataclasses.asdict(row) for row in found]
         result["about"]["commands"][part] = _command(part, options)
         print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-    result["about"] |= {
-        "date": datetime.now(UTC).date().isoformat(),
-        "verifier": verifier.revision,
-        "embedder": minilm.REVISION,
-    }
+    if options.only:
+        result["about"] |= {
+            "date": datetime.now(UTC).date().isoformat(),
+            "verifier": verifier.revision,
+            "embedder": minilm.REVISION,
+        }
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     tables = page(result)

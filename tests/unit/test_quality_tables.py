@@ -1,9 +1,11 @@
 """What the table of quality is made of: counts, intervals, what is compared with what, and the page around it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from benchmarks.quality import BEGIN, END, Row, at_cosine, exact_interval, labels_table, recall, table, written
+from benchmarks.quality import BEGIN, END, Row, at_cosine, exact_interval, labels_table, losses, recall, table, written
 from benchmarks.quality_sample import Figure, worse
 
 
@@ -45,6 +47,25 @@ def test_tables_say_what_was_reached_and_what_was_not() -> None:
         "| one | **12.3** | 10.0 to 15.0 | 1,000 | 1.0 | ≥ 12 | reached |",
         "| two | **–** |  | 0 |  | ≥ 12 | **not reached** |",
     ]
+
+
+@pytest.mark.parametrize(
+    ("ours", "rival", "more", "told"),
+    [
+        (0.2, 0.3, True, ["- row: 30.0 against 20.0"]),
+        (0.3, 0.2, True, ["- None."]),
+        (0.3, 0.2, False, ["- row: 20.0 against 30.0"]),
+        (0.2, 0.2, False, ["- None."]),
+        (0.2, None, True, ["- None."]),
+        (None, 0.2, True, ["- None."]),
+    ],
+)
+def test_what_a_threshold_does_better_is_said(
+    ours: float | None, rival: float | None, more: bool, told: list[str]
+) -> None:
+    row = Row("pairs", "row", ours, None, None, 10, {}, rival=rival, more=more)
+
+    assert losses([dataclasses.asdict(row)]) == told
 
 
 def test_a_page_keeps_all_but_what_is_between_the_marks() -> None:
