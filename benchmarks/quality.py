@@ -233,7 +233,7 @@ def _recall_row(name: str, pairs: Pairs, share: float, target: float | None) -> 
     cosine, edges = recall(pairs.cosines, pairs.same, share), bootstrapped(of(pairs.cosines), len(pairs.of))
     return Row(
         "pairs",
-        f"{name}: same served at {share:.0%} of the different",
+        f"{name}: same served at {100 * share:g} % of the different",
         value,
         low,
         high,
@@ -557,13 +557,13 @@ def stream_rows(found: Iterable[streams.Row]) -> list[Row]:
         kept = one.kept / one.seeds
         made += [
             Row(
-                "streams", f"{name}, at most {limit:.0%} wrong: hits; wrong of served", one.hits, one.hits_from,
+                "streams", f"{name}, at most {100 * limit:g} % wrong: hits; wrong of served", one.hits, one.hits_from,
                 one.hits_to, one.seeds * one.requests, others, target=f"≥ {100 * target:g}", met=one.hits >= target,
                 note=f"; {percent(one.wrong_of_served, 2)} (certified in {one.certified} of {one.seeds} seeds)",
                 rival=None if hindsight is None else hindsight.hits,
             ),
             Row(
-                "streams", f"{name}, at most {limit:.0%} wrong: seeds that kept to it", kept,
+                "streams", f"{name}, at most {100 * limit:g} % wrong: seeds that kept to it", kept,
                 *exact_interval(one.kept, one.seeds), one.seeds,
                 {
                     title: f"{by[name, limit, other].kept} of {by[name, limit, other].seeds}"

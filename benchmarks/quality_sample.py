@@ -97,7 +97,7 @@ class Sample:
         for kind, share in (("same", 0.01), ("same", 0.05), ("cluster", 0.01), ("cluster", 0.05)):
             # Whatever the cut: as many of the nearest others served as that.
             edge = sorted(chances["neighbor"], reverse=True)[int(share * len(chances["neighbor"]))]
-            name = f"{kind}, above {share:.0%} of the nearest of other clusters"
+            name = f"{kind}, above {100 * share:g} % of the nearest of other clusters"
             found[name] = _share([p > edge for p in chances[kind]], "more")
         found |= {f"traps, {kind}: served": _share(some, "less") for kind, some in sorted(traps.items())}
         return found

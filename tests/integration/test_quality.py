@@ -40,7 +40,7 @@ def test_hits_are_as_good_as_recorded(sample: Sample) -> None:
     [
         (lambda trees: with_cut(trees, 0.4), "nearest of other clusters, served"),
         (lambda trees: with_cut(trees, 0.97), "same pairs, served"),
-        (lambda trees: with_fewer(trees, 15), "cluster, above 1% of the nearest of other clusters"),
+        (lambda trees: with_fewer(trees, 15), "cluster, above 1 % of the nearest of other clusters"),
     ],
     ids=["a looser cut", "a stricter cut", "fewer trees"],
 )
