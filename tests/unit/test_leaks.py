@@ -128,6 +128,7 @@ class Path:
         self._secrets = {name: f"{'sk' if passthrough else 'kg'}-{name}" for name in TEAMS}
         metrics = Metrics()
         named = [Endpoint(name, threshold=0.01, scope=SCOPES.get(name)) for name in PARTS["endpoint"].words]
+        named.append(Endpoint("forgets", threshold=0.01, context="last-turn"))
         keyring = MemoryKeyring()
         for account, team in TEAMS.items():
             keyring.add(digest(f"kg-{account}"), VirtualKey(account, account, 0.0, team=team))
@@ -240,6 +241,20 @@ async def test_each_part_that_counts_is_a_wall_and_no_other_is(name: str, word: 
 
     shares = meant(base) == meant({**base, name: word})
     assert (number, tier != "miss") == ((0, True) if shares else (1, False))
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [one for one in every_change() if one.values[0] not in ("endpoint", "history", "x-tier", "mail")]
+)
+async def test_where_earlier_turns_are_let_go_no_other_wall_goes_with_them(name: str, word: str) -> None:
+    base = {**PLAIN, "endpoint": "forgets", "account": "ann", "system": "You sell shoes.", "history": "Hello"}
+    path = await opened()
+    await path.ask(base, QUESTION)
+
+    number, tier = await path.ask({**base, "history": "Hello there", name: word}, REWORDED)
+
+    shares = meant(base) == meant({**base, name: word})
+    assert (number, tier) == ((0, "semantic") if shares else (1, "miss"))
 
 
 @pytest.mark.parametrize(
