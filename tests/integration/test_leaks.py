@@ -167,7 +167,7 @@ def leaks(gateway: Gateway, secrets: Mapping[str, str], asking: Sequence[Asking]
 
 
 def holds(gateway: Gateway, seed: int, requests: int) -> None:
-    secrets = {name: gateway.make_key(name, "--team", team) for name, team in TEAMS.items()}
+    secrets = {name: gateway.make_key(name, team=team) for name, team in TEAMS.items()}
 
     tiers, wrong = leaks(gateway, secrets, sequence(seed, requests))
 

@@ -44,6 +44,7 @@ from service.pipeline.semantic_tier import SemanticTier
 from service.routing.aliases import Aliases, Target, route
 from service.routing.balance import Standing
 from service.telemetry.metrics import Metrics
+from tests.support.outcomes import forgotten
 from tests.support.scenes import PARTS, PLAIN, SCOPES, TEAMS, Scene, meant, request
 
 Json = dict[str, Any]
@@ -152,6 +153,7 @@ class Path:
             screens=Screens(policies(), placeholders=Placeholders(SECRET), metrics=metrics),
             flights=self._flights,
             leads=None,
+            outcomes=forgotten(exact, metrics),
             limits=Limits(max_body=1_000_000, body_timeout=5.0),
             metrics=metrics,
             recorder=None,
