@@ -50,6 +50,7 @@ FEATURES: dict[str, tuple[str, str]] = {
     "rare_least": ("unmatched", "the same, the smaller"),
     "added": ("unmatched", "weight of the words one question adds to the other; 0 unless the other adds none"),
     "added_after_article": ("unmatched", "1 if such a word stands between an article and a shared word"),
+    "said": ("unmatched", "what the unmatched words say, learned from pairs: below 0 for another answer"),
     "fillers": ("unmatched", "number of words as 'actually', 'please' that one has more"),
     "near_spellings": ("unmatched", "pairs of unmatched words that differ in spelling or ending only"),
     "synonyms": ("unmatched", "pairs of unmatched words that mean the same in most questions"),
@@ -79,7 +80,7 @@ FEATURES: dict[str, tuple[str, str]] = {
     "quantity": ("relations", "words as 'all', 'some', 'only', 'first', 'last' that one of the two lacks"),
     "person": ("relations", "difference in kinds of persons spoken of (I, you, he, she, they)"),
     "pronoun_order": ("relations", "1 if 'he' and 'she' stand in another order"),
-    "actor": ("relations", "1 if 'can I' stands against 'can you', 'do we' against 'does he'; 2 in questions of yes or no"),
+    "actor": ("relations", "1 if another acts ('can I', 'can you'), 2 in questions of yes or no"),
     "addressed": ("relations", "1 if only one asks the reader to act ('can you', 'would you')"),
     "asked_for": ("questions", "1 if the question words differ"),
     "asked_for_both": ("questions", "1 if both have question words and share none"),
@@ -123,9 +124,9 @@ class Prepared:
     """A text read once. Keep that of a stored question beside it: reading costs more than comparing."""
 
     __slots__ = (
-        "actor", "addressed", "beyond", "bigrams", "content", "content_places", "dates", "directions", "figures", "fillers", "genders",
-        "identifiers", "kinds", "length", "names", "numbers", "passive", "places", "questions", "rare", "repeats",
-        "sentences", "symbols", "text", "total", "trigrams", "units", "weights", "words",
+        "actor", "addressed", "beyond", "bigrams", "content", "content_places", "dates", "directions", "figures",
+        "fillers", "genders", "identifiers", "kinds", "length", "names", "numbers", "passive", "places", "questions",
+        "rare", "repeats", "says", "sentences", "symbols", "text", "total", "trigrams", "units", "weights", "words",
     )  # fmt: skip
 
     text: str
@@ -145,6 +146,7 @@ class Prepared:
     symbols: frozenset[str]
     names: frozenset[str]
     rare: frozenset[str]
+    says: dict[str, float]  # of the stems that say something where the other text lacks them
     fillers: frozenset[str]
     questions: frozenset[str]
     directions: frozenset[tuple[str, str, str]]
@@ -178,7 +180,8 @@ _PERSONS = frozenset({"I", "we", "you", "he", "she", "they", "it"})
 _ACTORS = _PERSONS - {"it"}
 _ASKING = frozenset({"can", "could", "would", "will"})
 _MARKS = _PREPOSITIONS | _MODALS | _QUANTITY | _PERSONS | {
-    "negation", "before", "after", "more", "less", "past", "present", "and", "or", "becoming", "correction", "symmetric",
+    "negation", "before", "after", "more", "less", "past", "present", "and", "or", "becoming", "correction",
+    "symmetric",
 }  # fmt: skip
 _QUESTION_WORDS = ("what", "how", "why", "when", "where", "who", "which")
 
@@ -190,6 +193,7 @@ def prepare(text: str) -> Prepared:
     prepared = Prepared()
     stems: list[str] = []
     weights: dict[str, float] = {}
+    says: dict[str, float] = {}
     places: dict[str, int] = {}
     content: dict[str, int] = {}
     counted_kinds: dict[str, int] = {}
@@ -241,7 +245,7 @@ def prepare(text: str) -> Prepared:
                 names.add(known.stem)
             if not known.known:
                 rare.add(known.stem)
-        base, weight, kinds, _ = known
+        base, weight, kinds, _, said = known
         is_content = True
         for kind in kinds:
             if kind in _MARKS:
@@ -282,6 +286,8 @@ def prepare(text: str) -> Prepared:
         if base not in places:
             places[base] = len(stems)
             weights[base] = weight
+            if said:
+                says[base] = said
         stems.append(base)
         previous, begins = lower, False
     squeezed = "".join(stems)[:1000]
@@ -302,6 +308,7 @@ def prepare(text: str) -> Prepared:
     prepared.symbols = frozenset(symbols)
     prepared.names = frozenset(names)
     prepared.rare = frozenset(rare)
+    prepared.says = says
     prepared.fillers = frozenset(fillers)
     prepared.questions = frozenset(questions)
     prepared.directions = frozenset(directions)
@@ -341,16 +348,21 @@ def numbers_of(asked: Prepared, stored: Prepared, cosine: float) -> list[float]:
     a, b = asked, stored
     only_a, only_b = a.weights.keys() - b.weights.keys(), b.weights.keys() - a.weights.keys()
     weights_a, weights_b = a.weights, b.weights
-    lack_a, lack_b = 0.0, 0.0
+    lack_a = lack_b = said = 0.0
     heavy_a = heavy_b = 0.0
+    says_a, says_b = a.says, b.says
     for one in only_a:
         weight = weights_a[one]
         lack_a += weight
+        if one in says_a:
+            said += says_a[one]
         if weight > heavy_a:
             heavy_a = weight
     for one in only_b:
         weight = weights_b[one]
         lack_b += weight
+        if one in says_b:
+            said += says_b[one]
         if weight > heavy_b:
             heavy_b = weight
     content_a, content_b = a.content - b.content, b.content - a.content
@@ -466,6 +478,7 @@ def numbers_of(asked: Prepared, stored: Prepared, cosine: float) -> list[float]:
         rare_b if rare_a > rare_b else rare_a,
         added,
         added_after_article,
+        said,
         len(a.fillers ^ b.fillers),
         near,
         same,

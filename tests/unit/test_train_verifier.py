@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks import templates
-from benchmarks.train_verifier import exported, wilson, word_weights
-from benchmarks.verifier_data import Labelled, components
+from benchmarks.train_verifier import exported, wilson
+from benchmarks.verifier_data import Labelled, components, halves
+from benchmarks.verifier_words import common, lines, said, says, word_weights
 from service.caching.features import NAMES
 from service.caching.verifier import Verifier
 
@@ -100,10 +101,43 @@ def test_a_word_in_every_text_weighs_less_than_one_in_few() -> None:
         for number in range(40)
     ]
 
-    lines = [line.partition(" ") for line in word_weights(pairs, least=1).splitlines()]
+    weights = word_weights(pairs, least=1)
 
-    weights = {stem: float(weight) for weight, _, stems in lines for stem in stems.split()}
     assert weights["the"] < weights["cat"] < weights["owl"]
+
+
+def test_a_word_says_what_pairs_that_differ_in_it_were_labelled() -> None:
+    draw = np.random.default_rng(2)
+    apart = [("before",) if number % 3 == 0 else ("really",) if number % 3 == 1 else ("blue",) for number in range(600)]
+    y = np.array([0 if number % 3 == 0 else 1 if number % 3 == 1 else number % 2 for number in range(600)])
+
+    spoken = says(draw.random((600, 3)), y, np.ones(600), apart, frozenset({"before", "really"}))
+
+    assert spoken["before"] < -0.5
+    assert spoken["really"] > 0.5
+    assert set(spoken) == {"before", "really"}
+    assert said([("before", "blue"), ()], spoken).tolist() == [spoken["before"], 0.0]
+
+
+def test_names_say_nothing() -> None:
+    pairs = [Labelled("did Ada meet the owl", "the owl and Ada", 0, "gptcache_qqp", "learn", 1.0)]
+
+    assert "owl" in common(pairs)
+    assert "ada" not in common(pairs)
+
+
+def test_the_words_file_has_a_weight_and_what_is_said_before_its_stems() -> None:
+    assert lines({"owl": 9.5, "cat": 9.5, "befor": 3.0}, {"befor": -1.2}) == "3 -1.2 befor\n9.5 0 cat owl\n"
+
+
+def test_a_question_and_what_was_made_of_it_are_in_one_half() -> None:
+    pairs = [Labelled(f"a{number}", f"b{number}", 1, "mrpc", "learn", 1.0) for number in range(50)]
+    made = [Labelled(f"b{number}", f"not b{number}", 0, "swap negation", "learn", 1.0) for number in range(50)]
+
+    half = halves([*pairs, *made], seed=3)
+
+    assert (half[:50] == half[50:]).all()
+    assert 0 < half.sum() < 100
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ def two_trees() -> Trees:
     value = np.zeros((2, LEAVES))
     value[0, :3] = -2.0, 2.0, -1.0
     return Trees(
-        feature, threshold, mask, value, 0.0, "some-embedder", "by-hand", {0.01: 0.6, 0.05: 0.4}, (0.8,) * 10 + (0.3,)
-    )
+        feature, threshold, mask, value, 0.0, "some-embedder", "by-hand", {0.01: 0.6, 0.05: 0.4},
+        {0.01: (0.95,) * 10 + (0.5,), 0.05: (0.8,) * 10 + (0.3,)},
+    )  # fmt: skip
 
 
 def sigmoid(score: float) -> float:
@@ -62,6 +63,19 @@ def test_a_candidate_far_below_any_cut_is_not_looked_at() -> None:
     assert verifier.probabilities(asked, [asked, asked], [0.29, 0.3]) == [0.0, pytest.approx(sigmoid(-2.0))]
     other = prepare("How do I sort a bag?")
     assert verifier.probabilities(asked, [other, other], [0.79, 0.8]) == [0.0, pytest.approx(sigmoid(-2.0))]
+
+
+@pytest.mark.parametrize(
+    ("share", "looked_at"),
+    [(0.01, [0.5]), (0.002, [0.5]), (0.02, [0.3, 0.5]), (0.05, [0.3, 0.5]), (0.5, [0.2, 0.3, 0.5])],
+)
+def test_a_stricter_cut_looks_at_fewer_candidates(share: float, looked_at: list[float]) -> None:
+    verifier = Verifier(two_trees())
+    asked = prepare("How do I sort a list?")
+
+    found = verifier.probabilities(asked, [asked] * 3, [0.2, 0.3, 0.5], share=share)
+
+    assert [cosine for cosine, p in zip([0.2, 0.3, 0.5], found, strict=True) if p] == looked_at
 
 
 def test_two_texts_without_words_are_nothing_to_judge() -> None:
@@ -132,6 +146,7 @@ def test_the_cut_of_a_limit_between_two_known_ones_is_the_stricter() -> None:
         ("How do I get from Oslo to Bergen?", "How do I get from Bergen to Oslo?", 0.99),
         ("Can I return it within 14 days?", "Can I return it within 30 days?", 0.97),
         ("Is it rude to whistle in Peru?", "Is it rude not to whistle in Peru?", 0.96),
+        ("Can I sing in Welsh?", "Can you please sing in Welsh?", 0.95),
     ],
 )
 def test_a_trap_stays_below_the_shipped_cut(asked: str, stored: str, cosine: float) -> None:
