@@ -404,17 +404,17 @@ def numbers_of(asked: Prepared, stored: Prepared, cosine: float) -> list[float]:
     prepositions = modals = quantities = persons = 0
     if a.kinds != b.kinds:
         kinds_a, kinds_b = a.kinds, b.kinds
-        for kind, _ in kinds_a.items() ^ kinds_b.items():
-            if kind in kinds:
+        for mark, _ in kinds_a.items() ^ kinds_b.items():
+            if mark in kinds:
                 continue
-            kinds[kind] = apart = kinds_a.get(kind, 0) - kinds_b.get(kind, 0)
-            if kind in _PREPOSITIONS:
+            kinds[mark] = apart = kinds_a.get(mark, 0) - kinds_b.get(mark, 0)
+            if mark in _PREPOSITIONS:
                 prepositions += abs(apart)
-            elif kind in _PERSONS:
+            elif mark in _PERSONS:
                 persons += 1
-            elif kind in _MODALS:
+            elif mark in _MODALS:
                 modals += 1
-            elif kind in _QUANTITY:
+            elif mark in _QUANTITY:
                 quantities += 1
     difference = kinds.get
     negation = abs(difference("negation", 0))
