@@ -21,6 +21,7 @@ from service.caching.features import NAMES, Prepared, numbers_of, shared_tenths
 LEAVES = 16  # of a tree at most: the bits of a mask
 _FORMAT = 2
 _TENTHS = 11
+_COSINE = NAMES.index("cosine")
 _NO_FLOORS = (-1.0,) * _TENTHS
 
 
@@ -31,7 +32,9 @@ class TreesRefused(ConfigError):
 class Trees(NamedTuple):
     """`feature`, `threshold` and `mask` are (nodes, trees), padded with thresholds of infinity; `value` is
     (trees, `LEAVES`). `cuts` maps the share of different pairs served to the P from which on it is kept; `floors` maps
-    it to the cosines below which nothing reaches that P, by the tenths of content words shared (11 of them)."""
+    it to the cosines below which nothing reaches that P, by the tenths of content words shared (11 of them).
+    `cosine` is what a cosine of 1 adds to the log-odds beside the trees: texts unlike those that the trees saw are
+    ranked better by it than by them."""
 
     feature: NDArray[np.int64]
     threshold: NDArray[np.float64]
@@ -42,6 +45,7 @@ class Trees(NamedTuple):
     trained: str
     cuts: dict[float, float]
     floors: dict[float, tuple[float, ...]]
+    cosine: float = 0.0
 
 
 class Verifier:
@@ -82,11 +86,15 @@ class Verifier:
 
     def judge(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """P of rows of `features`."""
+        return np.asarray(1.0 / (1.0 + np.exp(-self.scores(rows))), np.float64)
+
+    def scores(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Log-odds of P."""
         fails = rows.take(self._feature, axis=1) > self._threshold
         taken = (fails * self._taken).reshape(len(rows), *self._shape)
         leaf = _LOWEST_BIT.take(~np.bitwise_or.reduce(taken, axis=1))
         score = self._values.take(leaf + self._places).sum(axis=1) + self._trees.bias
-        return np.asarray(1.0 / (1.0 + np.exp(-score)), np.float64)
+        return np.asarray(score + self._trees.cosine * rows[:, _COSINE], np.float64)
 
     def _floors(self, share: float) -> tuple[float, ...]:
         known = [limit for limit in self._trees.floors if limit >= share]
@@ -118,7 +126,7 @@ def read(content: bytes, *, revision: str) -> Trees:
         floors = {
             float(share): tuple(float(floor) for floor in by_tenths) for share, by_tenths in about["floors"].items()
         }
-        bias, trained = float(about["bias"]), str(about["trained"])
+        bias, trained, of_cosine = float(about["bias"]), str(about["trained"]), float(about["cosine"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise TreesRefused(f"this is no file of the verifier's trees ({type(error).__name__})") from error
     if made_for != revision:
@@ -134,14 +142,15 @@ def read(content: bytes, *, revision: str) -> Trees:
         raise TreesRefused("the verifier's trees have odd floors")
     if feature.size and not 0 <= int(feature.min()) <= int(feature.max()) < len(NAMES):
         raise TreesRefused("the verifier's trees ask for features there are not")
-    return Trees(feature, threshold, mask, value, bias, made_for, trained, cuts, floors)
+    return Trees(feature, threshold, mask, value, bias, made_for, trained, cuts, floors, of_cosine)
 
 
 def dump(trees: Trees) -> bytes:
     """The file that `read` reads; the same bytes for the same trees."""
     about = {
         "format": _FORMAT, "embedder": trees.revision, "features": list(NAMES), "bias": trees.bias,
-        "trained": trees.trained, "cuts": {str(share): cut for share, cut in trees.cuts.items()},
+        "trained": trees.trained, "cosine": trees.cosine,
+        "cuts": {str(share): cut for share, cut in trees.cuts.items()},
         "floors": {str(share): list(by_tenths) for share, by_tenths in trees.floors.items()},
     }  # fmt: skip
     content = io.BytesIO()

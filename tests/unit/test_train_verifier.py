@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from benchmarks import templates
-from benchmarks.train_verifier import exported, wilson
+from benchmarks.train_verifier import exported, settled, wilson
 from benchmarks.verifier_data import Labelled, components, halves
 from benchmarks.verifier_words import common, lines, said, says, word_weights
 from service.caching.features import NAMES
-from service.caching.verifier import Verifier
+from service.caching.verifier import LEAVES, Trees, Verifier
 
 
 def test_exported_trees_judge_as_the_library_that_trained_them() -> None:
@@ -24,6 +24,24 @@ def test_exported_trees_judge_as_the_library_that_trained_them() -> None:
     verifier = Verifier(exported(booster.dump_model(), trained="here"))
 
     assert np.allclose(verifier.judge(x), booster.predict(x), atol=1e-6)
+
+
+def test_what_is_settled_says_how_many_have_one_answer_and_keeps_the_order() -> None:
+    draw = np.random.default_rng(4)
+    x = np.zeros((3_000, len(NAMES)))
+    x[:, 0] = draw.random(3_000)
+    y = (draw.random(3_000) < 1 / (1 + np.exp(2 - 3 * x[:, 0]))).astype(np.int64)
+    nodes = np.zeros((LEAVES - 1, 1), np.int64)
+    silent = Trees(
+        nodes, np.full(nodes.shape, np.inf), np.full(nodes.shape, 0xFFFF, np.uint16), np.zeros((1, LEAVES)), 0.0,
+        "here", "by-hand", {}, {}, cosine=10.0,
+    )  # fmt: skip
+
+    p = Verifier(settled(silent, x, y)).judge(x)
+
+    assert p.mean() == pytest.approx(y.mean(), abs=1e-6)
+    assert (np.argsort(p) == np.argsort(x[:, 0])).all()
+    assert p[x[:, 0] > 0.9].mean() == pytest.approx(y[x[:, 0] > 0.9].mean(), abs=0.07)
 
 
 def test_pairs_that_share_a_text_are_one_component() -> None:

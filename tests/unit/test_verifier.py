@@ -39,6 +39,16 @@ def test_a_row_falls_into_its_leaf(cosine: float, numbers: int, score: float) ->
     assert Verifier(two_trees()).judge(row)[0] == pytest.approx(sigmoid(score))
 
 
+def test_the_cosine_counts_beside_the_trees() -> None:
+    row = np.zeros((1, len(NAMES)))
+    row[0, NAMES.index("cosine")] = 0.95
+
+    verifier = Verifier(two_trees()._replace(cosine=4.0, bias=-1.0))
+
+    assert verifier.scores(row)[0] == pytest.approx(2.0 + 0.95 * 4.0 - 1.0)
+    assert verifier.judge(row)[0] == pytest.approx(sigmoid(4.8))
+
+
 def test_a_pair_is_judged_the_same_in_any_company() -> None:
     verifier = load(REVISION)
     asked = prepare("How do I reset my password?")
@@ -93,12 +103,12 @@ def test_what_was_not_read_of_a_long_text_must_be_the_same() -> None:
 
 
 def test_trees_survive_the_file_and_the_file_is_the_same_twice() -> None:
-    trees = two_trees()
+    trees = two_trees()._replace(cosine=3.5)
 
     again = read(dump(trees), revision="some-embedder")
 
     assert dump(trees) == dump(again)
-    assert again.cuts == trees.cuts
+    assert (again.cuts, again.floors, again.cosine) == (trees.cuts, trees.floors, trees.cosine)
     assert (again.threshold == trees.threshold).all()
 
 
