@@ -4,8 +4,8 @@
 
 DIR holds the labelled sets, one folder each. Learned from: gptcache_qqp, langcache_sources, mrpc, disfl_qa and half of
 the intents of clinc150 (60 % of their components; 15 % choose the cut, 25 % test), and pairs made from the sentences
-and swaps in benchmarks/templates.py. checklist_qqp and simclue_zh are measured and never learned from. Needs
-lightgbm; the gateway does not.
+and swaps in benchmarks/templates.py. checklist_qqp, simclue_zh, and the nearest neighbours in banking77 and
+osschat_clusters are measured and never learned from. Needs lightgbm; the gateway does not.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from backends.embedding.minilm import REVISION
 from benchmarks import templates
-from benchmarks.verifier_data import Labelled, Vectors, halves, labelled, strangers
+from benchmarks.verifier_data import CLASSES, Labelled, Vectors, halves, labelled, neighbours, strangers
 from benchmarks.verifier_words import common, lines, said, says, word_weights
 from service.caching import vocabulary
 from service.caching.features import NAMES, Prepared, features, prepare
@@ -103,6 +103,8 @@ def main() -> int:
         vocabulary.forget()
     pairs += strangers(pairs, Vectors(options.vectors, "gptcache_qqp"), seed=options.seed)
     pairs += generated(pairs, seed=options.seed)
+    for name in CLASSES:
+        pairs += neighbours(options.data, name, Vectors(options.vectors, name), seed=options.seed)
     rows = looked(pairs, options.vectors)
     spoken = listened(rows, seed=options.seed)
     if options.words is not None:

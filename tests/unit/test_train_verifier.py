@@ -1,13 +1,17 @@
 """What the verifier is trained on is what it says, and what is exported judges as what was trained."""
 
+import json
 import random
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks import templates
 from benchmarks.train_verifier import exported, settled, wilson
-from benchmarks.verifier_data import Labelled, components, halves
+from benchmarks.verifier_data import Labelled, Vectors, components, halves, neighbours
 from benchmarks.verifier_words import common, lines, said, says, word_weights
 from service.caching.features import NAMES
 from service.caching.verifier import LEAVES, Trees, Verifier
@@ -163,3 +167,36 @@ def test_a_question_and_what_was_made_of_it_are_in_one_half() -> None:
 )
 def test_a_share_has_wilsons_interval(hits: int, of: int, low: float, high: float) -> None:
     assert wilson(hits, of) == [pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4)]
+
+
+class Letters:
+    """Texts are near each other as far as they have the same letters."""
+
+    revision = "letters"
+    dimensions = 26
+
+    async def load(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def embed(self, texts: Sequence[str], *, role: str) -> NDArray[np.float32]:
+        assert role == "query"
+        rows = np.array([[text.lower().count(chr(97 + at)) for at in range(26)] for text in texts], np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows
+
+
+def test_neighbours_have_one_answer_where_they_are_of_one_class(tmp_path: Path) -> None:
+    folder = tmp_path / "osschat_clusters"
+    folder.mkdir()
+    classes = {"aab": "x", "aba": "x", "aac": "y", "AAB": "x", "zzy": "z"}
+    rows = [json.dumps({"text": text, "cluster": of}) + "\n" for text, of in classes.items()]
+    (folder / "norm_clusters.jsonl").write_text("".join(rows), encoding="utf-8")
+
+    found = neighbours(tmp_path, "osschat_clusters", Vectors(tmp_path, "it", Letters()), seed=1, each=2)
+
+    by_pair = {(pair.a, pair.b): pair.label for pair in found}
+    assert by_pair["aab", "aba"] == 1
+    assert ("aab", "AAB") not in by_pair
+    assert all(label == int(classes[a] == classes[b]) for (a, b), label in by_pair.items())
+    assert {(pair.part, pair.source) for pair in found} == {("test", "osschat_clusters")}
