@@ -126,7 +126,8 @@ class Prepared:
     __slots__ = (
         "actor", "addressed", "beyond", "bigrams", "content", "content_places", "dates", "directions", "figures",
         "fillers", "genders", "identifiers", "kinds", "length", "names", "numbers", "passive", "places", "questions",
-        "rare", "repeats", "says", "sentences", "symbols", "text", "total", "trigrams", "units", "weights", "words",
+        "rare", "repeats", "says", "sentences", "signs", "symbols", "text", "total", "trigrams", "units", "weights",
+        "words",
     )  # fmt: skip
 
     text: str
@@ -144,6 +145,7 @@ class Prepared:
     dates: frozenset[str]
     identifiers: frozenset[str]
     symbols: frozenset[str]
+    signs: tuple[str, ...]  # operators that stand alone or between two operands, in their order
     names: frozenset[str]
     rare: frozenset[str]
     says: dict[str, float]  # of the stems that say something where the other text lacks them
@@ -184,6 +186,9 @@ _MARKS = _PREPOSITIONS | _MODALS | _QUANTITY | _PERSONS | {
     "symmetric",
 }  # fmt: skip
 _QUESTION_WORDS = ("what", "how", "why", "when", "where", "who", "which")
+
+
+_OPERATOR = re.compile(r"(?<!\S)[-+*/%<>=!&|^~]{1,3}(?!\S)|(?<=[\w)\]])(?:[=!<>]=+|&&|\|\||[<>=])(?=[\w(\[])")
 
 
 def prepare(text: str) -> Prepared:
@@ -306,6 +311,7 @@ def prepare(text: str) -> Prepared:
     prepared.dates = frozenset(dates)
     prepared.identifiers = frozenset(identifiers)
     prepared.symbols = frozenset(symbols)
+    prepared.signs = tuple(_OPERATOR.findall(normal, 0, _MOST_CHARACTERS))
     prepared.names = frozenset(names)
     prepared.rare = frozenset(rare)
     prepared.says = says

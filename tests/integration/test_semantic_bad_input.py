@@ -133,9 +133,6 @@ def test_no_strange_question_gets_the_answer_of_another(strange: Gateway, model:
     assert {"not-text", "verifier"} <= told
 
 
-@pytest.mark.xfail(
-    reason="signs such as + and < are not read: only they differ, and the answer is served", strict=False
-)
 @pytest.mark.parametrize(("one", "other"), SIGNS_ALONE)
 def test_a_sign_makes_another_question(strange: Gateway, model: str, one: str, other: str) -> None:
     ask(strange, "default", model, one)
