@@ -23,6 +23,8 @@ from service.tune.samples import Samples, data_revision
 # Equal parts of all look-ups, by score: in each it is counted how many have a label.
 _PARTS = 5
 _LEAST_COVERED = 0.5
+# Share of labels below every cut: where there are none, nothing is known of what a cut would serve.
+_FEWEST_BELOW = 0.05
 
 
 class Found(NamedTuple):
@@ -52,6 +54,8 @@ def certified(
 ) -> Found:
     """Fits to every label, certifies by those of people and of a judge model; without one of these, all only inform.
 
+    No cut is so loose that hardly a label scores below it: pairs that were
+    picked because they are alike say nothing of those that are less so.
     Raises `ValueError` for a limit or confidence outside (0, 1).
     """
     fitted = fit(samples.features, samples.wrong, groups=samples.groups)
@@ -59,13 +63,15 @@ def certified(
     among = None if samples.among is None else fitted.fit.scores(samples.among)
 
     def by(chosen: NDArray[np.bool_]) -> tuple[Certificate | Shortfall, int]:
-        curve, kept = fitted.curve, chosen
+        kept, lowest = chosen, -np.inf
         if among is not None:
             share = standing_for(among, fitted.scores[chosen], [samples.keys[at] for at in np.flatnonzero(chosen)])
-            kept = chosen.copy()
+            kept, lowest = chosen.copy(), share.lowest
             kept[np.flatnonzero(chosen)[~share.chosen]] = False
-            count = sum(cut >= share.lowest for cut in curve.cuts)
-            curve = Curve(cuts=curve.cuts[:count], wrong=curve.wrong[:count])
+        if kept.any():
+            lowest = max(lowest, float(np.quantile(fitted.scores[kept], _FEWEST_BELOW)))
+        count = sum(cut >= lowest for cut in fitted.curve.cuts)
+        curve = Curve(cuts=fitted.curve.cuts[:count], wrong=fitted.curve.wrong[:count])
         who = [Label("", "", False, one) for one, taken in zip(samples.by, kept.tolist(), strict=True) if taken]
         origin = Origin(
             labelled_by=labelled_by(who) if who else "automatic",
@@ -106,8 +112,9 @@ def standing_for(among: NDArray[np.float64], labelled: NDArray[np.float64], keys
     `keys` draw the lots. Looked at are those with an even chance and better,
     in parts of equal size. The loosest parts are given up while less than half
     as many of them have a label as of all above; of stricter, easier parts no
-    more are kept than of looser ones. So the share of wrong answers among the
-    kept is never below that of all, whatever was labelled first.
+    more are kept than of looser ones; and of what scores below every label
+    nothing is said. So the share of wrong answers among the kept is no lower
+    than among all, whatever was labelled first.
     """
     chosen = np.ones(len(labelled), bool)
     there = np.sort(among[among >= 0])[::-1]
@@ -157,8 +164,10 @@ def stays(old: Tuned | None, new: Found, *, limit: float | None, embedder: str, 
     if new.certified:
         would_not = refusal(new.tuned, embedder=embedder, verifier=verifier, limit=limit or 1.0)
         return f"the new one would not hold: {would_not}" if would_not else ""
+    if not new.trusted:
+        return "automatic labels only inform"
     short = new.tuned.shortfall
-    if short is not None and new.trusted and short.reason == "too-often-wrong" and short.limit >= certificate.limit:
+    if short is not None and short.reason == "too-often-wrong" and short.limit >= certificate.limit:
         return ""
     return "these labels do not speak against it"
 

@@ -108,6 +108,12 @@ def from_labels(settings: Settings, endpoint: str, file: Path, asked: Asked, *, 
             tell(f"  {number:,} {what}", sys.stderr)
     if read.pairs and read.questions:
         tell("  pairs have no neighbours: agreement is used for none of them", sys.stderr)
+    if read.pairs and not any(label.wrong for label in read.pairs):
+        tell(
+            "  no pair is labelled 0: unless that is how your look-ups are, these pairs were picked, and what they "
+            "certify does not hold",
+            sys.stderr,
+        )
     samples = asyncio.run(_measured(place, read))
     return _certify(
         place, samples, limit, asked, read={"file": str(file), **_counted(read), "left_out": samples.left_out}
