@@ -205,7 +205,7 @@ def is_decided(pair: Pair) -> bool:
 
 
 def texts(log: Log, pair: Pair) -> Lookup | None:
-    """The pair's row with its texts. None where it has none, or the file has changed under us. Raises `OSError`."""
+    """The pair's row with its texts. None where it has none, or they cannot be read there any more."""
     if pair.texts is None:
         return None
     place, offset = pair.texts
@@ -213,7 +213,7 @@ def texts(log: Log, pair: Pair) -> Lookup | None:
         with log.files[place].open("rb") as source:
             source.seek(offset)
             row = _row(next((line for *_, line, _ in numbered_lines(source) if line), b""))
-    except FileNotFoundError:
+    except OSError:
         return None
     same = isinstance(row, Lookup) and (row.asked, row.entry) == (pair.asked, pair.entry)
     return row if same and isinstance(row, Lookup) else None
