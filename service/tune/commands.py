@@ -502,10 +502,13 @@ def _tell_certificate(certificate: Certificate) -> None:
 
 
 def _why(short: Shortfall) -> str:
-    if short.missing is None:
-        more = "no number of labels like these would do"
-    else:
+    least = needed(short.limit, confidence=short.confidence)
+    if short.missing is not None:
         more = f"about {short.missing:,} more labels are missing (80 % chance)"
+    elif least is not None and short.samples < least:
+        more = f"about {least - short.samples:,} more labels are missing, and so few do not tell whether those would do"
+    else:
+        more = "no number of labels like these would do"
     if short.cut is None:
         reason = {
             "no-labels": "there is no label of a look-up that could be served",
