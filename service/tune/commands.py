@@ -6,20 +6,16 @@ at all raises `BadUsage`.
 """
 
 import asyncio
-import datetime as dt
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
-import numpy as np
 
 from backends.embedding.base import Embedder
-from service.caching.certificate import Certificate, Shortfall, needed
 from service.caching.lookups import LOG
 from service.caching.tuned import Override, Tuned, refusal
 from service.caching.verifier import TreesRefused, Verifier, load
@@ -32,15 +28,27 @@ from service.tune.lookup_log import Learned, Log
 from service.tune.review import review as ask_about
 from service.tune.review import standard_keys
 from service.tune.samples import Measure, Samples, joined
+from service.tune.telling import (
+    Json,
+    Told,
+    about,
+    chance,
+    counted,
+    date,
+    tell_beforehand,
+    tell_certificate,
+    tell_found,
+    tell_log,
+    tell_unread,
+    why,
+    worth,
+)
 from service.tune.undecided import Undecided, undecided
 from service.tune.wording import count, percent, plain, tell
 from service.wiring import _upstream as make_upstream
 from service.wiring import make_embedder, open_tuning, storage
 
-Json = dict[str, Any]
-
 LIMIT = 0.01
-_TOLD_EVERY = 2.0
 
 
 class BadUsage(Exception):
@@ -83,11 +91,14 @@ class Asked(NamedTuple):
 def from_labels(settings: Settings, endpoint: str, file: Path, asked: Asked, *, strict: bool) -> int:
     place = _place(settings, endpoint)
     limit = _limit(place, asked)
+    bar = Told("bytes read")
     try:
-        read = labelled.read(file)
+        read = labelled.read(file, progress=bar)
     except OSError as error:
         raise BadUsage(f"{file} cannot be read: {error.strerror or error}") from error
-    _tell_unread(read.unread, read.named)
+    finally:
+        bar.end()
+    tell_unread(read.unread, read.named)
     if strict and read.unread:
         raise BadUsage(f"{file}: {count(sum(read.unread.values()), 'line')} cannot be used, and --strict refuses that")
     found = " and ".join(
@@ -98,7 +109,7 @@ def from_labels(settings: Settings, endpoint: str, file: Path, asked: Asked, *, 
         )
         if part
     )
-    _tell_beforehand(limit, asked.confidence, f"{file.name} has {found}.")
+    tell_beforehand(limit, asked.confidence, f"{file.name} has {found}.")
     for number, what in (
         (read.repeated, "lines say what another line said already"),
         (read.contradictory, "labels contradict others of their pair: such a pair counts as wrong"),
@@ -116,7 +127,7 @@ def from_labels(settings: Settings, endpoint: str, file: Path, asked: Asked, *, 
         )
     samples = asyncio.run(_measured(place, read))
     return _certify(
-        place, samples, limit, asked, read={"file": str(file), **_counted(read), "left_out": samples.left_out}
+        place, samples, limit, asked, read={"file": str(file), **counted(read), "left_out": samples.left_out}
     )
 
 
@@ -125,8 +136,8 @@ def from_log(settings: Settings, endpoint: str, files: Sequence[Path], asked: As
     place = _place(settings, endpoint)
     limit = _limit(place, asked)
     log, learned = _log(place, files, since=since)
-    _tell_beforehand(limit, asked.confidence, _about(log))
-    _tell_log(log, learned)
+    tell_beforehand(limit, asked.confidence, about(log))
+    tell_log(log, learned)
     return _certify(
         place,
         learned.samples,
@@ -152,7 +163,7 @@ def review(settings: Settings, endpoint: str, *, most: int | None) -> int:
     log, found = _undecided(place)
     if not found.pairs:
         return 1
-    tell(f"{_worth(found)} Every verdict is kept at once: stop whenever you like.")
+    tell(f"{worth(found)} Every verdict is kept at once: stop whenever you like.")
     try:
         with standard_keys() as keys:
             done = ask_about(log, found, storage=place.home, endpoint=place.name, keys=keys, most=most)
@@ -180,13 +191,13 @@ def judge(settings: Settings, endpoint: str, model: str, *, most: int | None, de
         return 1
     pairs = found.pairs[:most]
     rows = [row for pair in pairs[:100] if (row := lookup_log.texts(log, pair)) is not None]
-    about = judging.tokens(rows) * len(pairs) // max(len(rows), 1)
+    sent = judging.tokens(rows) * len(pairs) // max(len(rows), 1)
     tell(
-        f"{_worth(found)} {count(len(pairs), 'call')} to {plain(model)}, about {about:,} tokens in and "
+        f"{worth(found)} {count(len(pairs), 'call')} to {plain(model)}, about {sent:,} tokens in and "
         f"{count(len(pairs), 'word')} out; what that costs is for the provider's price list.",
         sys.stderr,
     )
-    bar = _Told("judged")
+    bar = Told("judged")
     upstream = make_upstream(chosen)
 
     async def work() -> judging.Judged:
@@ -272,14 +283,14 @@ def show(settings: Settings, endpoint: str, *, as_json: bool) -> int:
     if tuned is None:
         tell("Nothing was tuned yet.")
     elif tuned.certificate is not None:
-        _tell_certificate(tuned.certificate)
+        tell_certificate(tuned.certificate)
         tell("It holds here and now." if not holds else f"It does not hold here: {holds}.")
     elif tuned.shortfall is not None:
-        tell(f"Not certified: {_why(tuned.shortfall)}")
+        tell(f"Not certified: {why(tuned.shortfall)}")
     if tuned is not None:
         tell(f"Fitted to {count(tuned.fit.labels, 'label')} by {', '.join(tuned.fit.columns)}.")
     if watch is not None:
-        at = "nothing is served" if watch.cut is None else f"cut at a chance of {_chance(watch.cut)}"
+        at = "nothing is served" if watch.cut is None else f"cut at a chance of {chance(watch.cut)}"
         tell(
             f"Audits: {watch.seen:,} since the cut was last moved, {watch.wrong:,} wrong, at most "
             f"{percent(watch.upper)}; {at}, tightened {watch.tightened:,} and relaxed {watch.relaxed:,} times."
@@ -291,8 +302,8 @@ def show(settings: Settings, endpoint: str, *, as_json: bool) -> int:
     }
     if changed:
         values = ", ".join(f"{name} {value:g}" for name, value in changed.items())
-        tell(f"Changed at run time ({_date(override.changed_at)}): {values}.")
-    tell(_about(log))
+        tell(f"Changed at run time ({date(override.changed_at)}): {values}.")
+    tell(about(log))
     return 0
 
 
@@ -372,7 +383,7 @@ def _log(place: Place, files: Sequence[Path], *, since: float | None, required: 
 
 def _undecided(place: Place) -> tuple[Log, Undecided]:
     log, learned = _log(place, (), since=None)
-    _tell_unread(log.unread, log.named)
+    tell_unread(log.unread, log.named)
     limit = place.limit if place.limit is not None else LIMIT
     found = undecided(learned, limit=limit, tuned=place.known.tuned)
     if not found.pairs:
@@ -385,7 +396,7 @@ def _undecided(place: Place) -> tuple[Log, Undecided]:
             )
         else:
             decided = f", {count(found.decided, 'pair')} have a verdict" if found.decided else ""
-            tell(f"keepgate: nothing is undecided: {_about(log)[:-1]}{decided}.", sys.stderr)
+            tell(f"keepgate: nothing is undecided: {about(log)[:-1]}{decided}.", sys.stderr)
     return log, found
 
 
@@ -394,7 +405,7 @@ def _undecided(place: Place) -> tuple[Log, Undecided]:
 
 async def _measured(place: Place, read: Labelled) -> Samples:
     measure = Measure(place.embedder, place.verifier, off=frozenset(place.endpoint.cache.ignore_rules))
-    bar = _Told("embedded")
+    bar = Told("embedded")
     try:
         await place.embedder.load()
         kinds = []
@@ -418,7 +429,7 @@ def _certify(place: Place, samples: Samples, limit: float, asked: Asked, *, read
         confidence=asked.confidence,
         embedder=place.embedder.revision,
         verifier=place.trained,
-        date=_date(time.time()),
+        date=date(time.time()),
     )
     stays = certifying.stays(
         place.known.tuned, found, limit=place.limit, embedder=place.embedder.revision, verifier=place.trained
@@ -448,79 +459,9 @@ def _certify(place: Place, samples: Samples, limit: float, asked: Asked, *, read
             )
         )
     else:
-        _tell_found(found, samples)
+        tell_found(found, samples)
         tell(effect)
     return 0 if found.certified else 1
-
-
-def _tell_found(found: Found, samples: Samples) -> None:
-    wrong = int(samples.wrong.sum())
-    tell(f"{count(len(samples.wrong), 'labelled look-up')} that could be served, {wrong:,} of them wrong.")
-    if found.thinned:
-        tell(f"  {found.thinned:,} verdicts left out by lot: look-ups like these were labelled more often than others")
-    certificate, shortfall = found.tuned.certificate, found.tuned.shortfall
-    if certificate is not None:
-        _tell_certificate(certificate)
-        if not certificate.certifies:
-            _tell_informing(certificate)
-    elif shortfall is not None:
-        tell(f"Not certified: {_why(shortfall)}")
-    if found.informs is not None:
-        if isinstance(found.informs, Certificate):
-            tell("With the automatic labels as well:")
-            _tell_certificate(found.informs)
-        else:
-            tell(f"With the automatic labels as well: {_why(found.informs)}")
-
-
-def _tell_informing(certificate: Certificate) -> None:
-    missing = certifying.still_needed(certificate)
-    labels = "no number of verdicts would do" if missing is None else f"about {missing:,} verdicts"
-    tell(
-        "It only informs: answers were compared automatically. To certify it takes "
-        f"{labels} of people or a judge model (--review, --judge)."
-    )
-
-
-def _tell_certificate(certificate: Certificate) -> None:
-    origin = certificate.origin
-    head = "Certified" if certificate.certifies else "Would be certified"
-    served = certificate.served / certificate.samples if certificate.samples else 0.0
-    by = {"people": "people", "judge": "a judge model", "automatic": "comparing answers automatically"}
-    tell(
-        f"{head}: at most {percent(certificate.upper)} of hits are wrong, at a confidence of "
-        f"{percent(certificate.confidence)} (the limit is {percent(certificate.limit)}).\n"
-        f"  cut          a chance of {_chance(certificate.cut)} that the stored answer serves\n"
-        f"  labels       {certificate.samples:,}, of which {certificate.served:,} ({percent(served)}) would be served "
-        f"and {certificate.wrong:,} wrongly\n"
-        f"  labelled by  {by[origin.labelled_by]}\n"
-        f"  embedder     {origin.embedder}\n"
-        f"  verifier     {origin.verifier or 'none'}\n"
-        f"  labels are   {origin.data}\n"
-        f"  date         {origin.date}"
-    )
-
-
-def _why(short: Shortfall) -> str:
-    least = needed(short.limit, confidence=short.confidence)
-    if short.missing is not None:
-        more = f"about {short.missing:,} more labels are missing (80 % chance)"
-    elif least is not None and short.samples < least:
-        more = f"about {least - short.samples:,} more labels are missing, and so few do not tell whether those would do"
-    else:
-        more = "no number of labels like these would do"
-    if short.cut is None:
-        reason = {
-            "no-labels": "there is no label of a look-up that could be served",
-            "none-served": f"of {count(short.samples, 'label')} none has an even chance to be served",
-        }.get(short.reason, f"{count(short.samples, 'label')} are too few to test any cut")
-        return f"{reason}; {more}."
-    counts = (
-        f"at a chance of {_chance(short.cut)}, {short.served:,} of {short.samples:,} would be served and "
-        f"{short.wrong:,} wrongly, which may be up to {percent(short.upper)}"
-    )
-    judged = "too often wrong" if short.reason == "too-often-wrong" else "too few labels"
-    return f"{judged} for {percent(short.limit)}: {counts}; {more}."
 
 
 def _effect(place: Place, found: Found, limit: float, *, kept: bool, stays: str, dry_run: bool) -> str:
@@ -554,101 +495,5 @@ def _holds(place: Place, tuned: Tuned | None) -> str:
     return refusal(tuned, embedder=place.embedder.revision, verifier=place.trained, limit=place.limit or 1.0)
 
 
-# --- what is said
-
-
-def _tell_beforehand(limit: float, confidence: float, there: str) -> None:
-    usual, flawless = needed(limit, confidence=confidence), math.ceil(math.log(1 - confidence) / math.log1p(-limit))
-    about = "more labels than anyone has" if usual is None else f"about {usual:,} labels"
-    tell(
-        f"A limit of {percent(limit)} at a confidence of {percent(confidence)} takes {about} of look-ups that would be "
-        f"served, for an 80 % chance where half the limit is in truth wrong; {flawless:,} if none is wrong. {there}",
-        sys.stderr,
-    )
-
-
-def _about(log: Log) -> str:
-    labels = ", ".join(f"{log.labels[by]:,} {by}" for by in ("people", "judge", "automatic") if log.labels.get(by))
-    return (
-        f"The log has {count(log.rows, 'look-up')} of this endpoint, {count(len(log.pairs), 'pair')} of a question "
-        f"and a candidate, and these labels: {labels or 'none'}."
-    )
-
-
-def _tell_log(log: Log, learned: Learned) -> None:
-    _tell_unread(log.unread, log.named)
-    for what, number in log.left_out.items():
-        tell(f"  {count(number, 'row')} left out: {what}", sys.stderr)
-    for number, what in (
-        (learned.repeated, "labels of a pair that has one already: one counts"),
-        (learned.contradictory, "pairs with contradictory labels: they count as wrong"),
-        (log.orphans, "verdicts on pairs that the log has no look-up of"),
-        (log.reports, "reports that name no question: they are about no pair"),
-        (log.drawn, "rows left out by lot: more would not make the certificate better"),
-    ):
-        if number:
-            tell(f"  {number:,} {what}", sys.stderr)
-
-
-def _tell_unread(unread: Mapping[str, int], named: Sequence[str]) -> None:
-    if unread:
-        tell(f"  {count(sum(unread.values()), 'line')} cannot be used:", sys.stderr)
-        for why, number in unread.items():
-            places = [plain(one.removesuffix(f": {why}")) for one in named if one.endswith(f": {why}")]
-            tell(f"    {number:,} {why} ({', '.join(places)}{', …' if number > len(places) else ''})", sys.stderr)
-
-
-def _worth(found: Undecided) -> str:
-    behind = len(found.pairs) - found.above
-    texts = f" {count(found.without_texts, 'pair')} more have no texts in the log." if found.without_texts else ""
-    return (
-        f"{count(found.above, 'undecided pair')} that a cut in question would serve, by lot, then {behind:,} below it, "
-        f"the nearest first.{texts}"
-    )
-
-
 def _tell_next(place: Place) -> None:
     tell(f"What they prove: keepgate tune --endpoint {place.name} --from-log")
-
-
-def _counted(read: Labelled) -> Json:
-    return {
-        "pairs": len(read.pairs),
-        "questions": len(read.questions),
-        "unread": dict(read.unread),
-        "named": read.named,
-        "repeated": read.repeated,
-        "contradictory": read.contradictory,
-        "left_out_by_lot": read.left_out,
-    }
-
-
-def _chance(log_odds: float) -> str:
-    return f"{50 * (1 + np.tanh(0.5 * log_odds)):.4g} %"
-
-
-def _date(seconds: float) -> str:
-    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-class _Told:
-    """How far it is: on a terminal one line that is redrawn, elsewhere a line every two seconds."""
-
-    def __init__(self, what: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._what = what
-        self._clock = clock
-        self._told_at = clock()
-        self._drawn = False
-
-    def __call__(self, done: int, total: int) -> None:
-        terminal = sys.stderr.isatty()
-        if self._clock() < self._told_at + (0.2 if terminal else _TOLD_EVERY):
-            return
-        self._told_at = self._clock()
-        self._drawn = terminal
-        line = f"{done:,} of {total:,} {self._what}"
-        tell(f"\r\x1b[K{line}" if terminal else line, sys.stderr, end="" if terminal else "\n")
-
-    def end(self) -> None:
-        if self._drawn:
-            tell("\r\x1b[K", sys.stderr, end="")

@@ -18,6 +18,7 @@ from backends.upstream.base import Call, Upstream
 from models.errors import GatewayError
 from service.caching.lookups import Lookup, Verdict
 from service.tune import lookup_log
+from service.tune.labelled import Progress
 from service.tune.lookup_log import Log, Pair
 
 AT_ONCE = 4
@@ -25,9 +26,6 @@ _FAILURES = 8  # in a row, then nobody is asked any more
 _LONGEST = 6_000  # characters of each text that are shown
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 _CHARACTERS_A_TOKEN = 4
-
-# How many of how many are asked.
-Progress = Callable[[int, int], None]
 
 
 class Words(NamedTuple):

@@ -5,7 +5,7 @@ are counted by why, and the first of them named by number; their text is not.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,6 +19,7 @@ MOST_PAIRS = 100_000
 MOST_QUESTIONS = 30_000
 LONGEST_LINE = 16 * 2**20
 _MOST_NAMED = 5
+_TOLD_EVERY = 10_000  # lines
 _OUT_OF_SCOPE = "oos"
 _BY: tuple[Labeller, ...] = ("people", "judge", "automatic")
 
@@ -44,9 +45,19 @@ class Labelled(NamedTuple):
     left_out: int
 
 
-def read(file: Path, *, most_pairs: int = MOST_PAIRS, most_questions: int = MOST_QUESTIONS) -> Labelled:
+# Of bytes or of texts: how many are done of how many.
+Progress = Callable[[int, int], None]
+
+
+def read(
+    file: Path,
+    *,
+    most_pairs: int = MOST_PAIRS,
+    most_questions: int = MOST_QUESTIONS,
+    progress: Progress = lambda _done, _total: None,
+) -> Labelled:
     """Streams it; memory does not grow with the file. Raises `OSError`."""
-    return _Reading(file.name, most_pairs, most_questions).of(file)
+    return _Reading(file.name, most_pairs, most_questions).of(file, progress)
 
 
 def numbered_lines(source: BinaryIO) -> Iterator[tuple[int, int, bytes | None, bool]]:
@@ -87,9 +98,12 @@ class _Reading:
         self._questions: Lot[Question] = Lot(most_questions)
         self._repeated = self._contradictory = 0
 
-    def of(self, file: Path) -> Labelled:
+    def of(self, file: Path, progress: Progress) -> Labelled:
+        size = file.stat().st_size
         with file.open("rb") as source:
-            for number, _, line, _ in numbered_lines(source):
+            for number, offset, line, _ in numbered_lines(source):
+                if not number % _TOLD_EVERY:
+                    progress(offset, size)
                 if line is None:
                     self._unread.note("longer than 16 MB", f"{self._name}:{number}")
                 elif line.strip():

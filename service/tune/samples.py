@@ -7,7 +7,7 @@ there on. What is never looked up, or never served, is no sample of what is.
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from service.caching.features import Prepared, prepare
 from service.caching.fit import features_of
 from service.caching.verifier import Verifier
 from service.caching.vetoes import conflict
-from service.tune.labelled import Question, digest
+from service.tune.labelled import Progress, Question, digest
 
 CANDIDATES = 10
 _CHUNK = 64
@@ -32,9 +32,6 @@ _ROWS = 500
 _REMEMBERED = 20_000
 _TRIES = 3
 _PAUSE = 1.0
-
-# How many are done of how many.
-Progress = Callable[[int, int], None]
 
 
 class Samples(NamedTuple):

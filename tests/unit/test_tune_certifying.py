@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from service.caching.certificate import Certificate, Labeller, Shortfall
 from service.caching.fit import default_fit, features_of
 from service.caching.tuned import Tuned
-from service.tune import certifying
 from service.tune.certifying import Found, certified, standing_for, stays, still_needed
 from service.tune.labelled import digest
-from service.tune.samples import Samples
+from service.tune.samples import Samples, data_revision
 
 Drawn = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
@@ -221,7 +220,7 @@ def test_the_data_revision_names_the_labels_and_not_their_order() -> None:
     other = labelled._replace(wrong=~labelled.wrong)
     everything = np.ones(500, bool)
 
-    revisions = [certifying.data_revision(one, everything) for one in (labelled, turned, other)]
+    revisions = [data_revision(one, everything) for one in (labelled, turned, other)]
 
     assert revisions[0] == revisions[1] != revisions[2]
 

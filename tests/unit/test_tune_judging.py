@@ -71,11 +71,11 @@ class Model:
 
 
 def same(said: str) -> str:
-    return re.findall(r"SAME-[A-Z]{4}", said)[0]
+    return str(re.findall(r"SAME-[A-Z]{4}", said)[0])
 
 
 def different(said: str) -> str:
-    return re.findall(r"DIFFERENT-[A-Z]{4}", said)[0]
+    return str(re.findall(r"DIFFERENT-[A-Z]{4}", said)[0])
 
 
 async def judged(tmp_path: Path, model: Model, *rows: Lookup, deadline: float = 5.0) -> Judged:

@@ -11,10 +11,10 @@ from service.tune.labelled import Labelled, Question, digest
 from service.tune.lot import Lot
 
 
-def read(tmp_path: Path, *lines: Any, **options: int) -> Labelled:
+def read(tmp_path: Path, *lines: Any, most_pairs: int = 10_000) -> Labelled:
     file = tmp_path / "pairs.jsonl"
     file.write_bytes(b"".join((one if isinstance(one, bytes) else json.dumps(one).encode()) + b"\n" for one in lines))
-    return labelled.read(file, **options)
+    return labelled.read(file, most_pairs=most_pairs)
 
 
 def pair(a: str, b: str, label: Any, **more: Any) -> dict[str, Any]:

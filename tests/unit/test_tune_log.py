@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.caching.lookups import LOG, OLDER, Lookup, Verdict, encoded, labels
+from service.caching.lookups import LOG, OLDER, Lookup, Row, Verdict, encoded, labels
 from service.tune import lookup_log
 from service.tune.lookup_log import Log, is_decided, learned
 from service.tune.undecided import undecided
@@ -125,7 +125,7 @@ def test_a_log_without_agreement_is_one_of_cosine_and_verifier(tmp_path: Path) -
 
 
 def test_what_was_undone_was_never_said(tmp_path: Path) -> None:
-    rows = [lookup(outcome="same"), verdict(wrong=True), verdict(wrong=True, undone=True)]
+    rows: list[Row] = [lookup(outcome="same"), verdict(wrong=True), verdict(wrong=True, undone=True)]
 
     log = read(written(tmp_path, *rows))
 
@@ -134,7 +134,7 @@ def test_what_was_undone_was_never_said(tmp_path: Path) -> None:
 
 
 def test_undoing_takes_back_only_what_the_same_kind_of_labeller_said(tmp_path: Path) -> None:
-    rows = [lookup(), verdict(by="judge"), verdict(wrong=True), verdict(wrong=True, undone=True)]
+    rows: list[Row] = [lookup(), verdict(by="judge"), verdict(wrong=True), verdict(wrong=True, undone=True)]
 
     samples = learned(read(written(tmp_path, *rows)), verifier=True).samples
 
@@ -148,7 +148,7 @@ def test_verdicts_without_a_look_up_are_counted(tmp_path: Path) -> None:
 
 
 def test_of_a_large_log_what_has_a_verdict_is_kept_and_the_rest_by_lot(tmp_path: Path) -> None:
-    rows = [*[lookup(str(i)) for i in range(500)], *[verdict(str(i)) for i in range(0, 500, 50)]]
+    rows: list[Row] = [*[lookup(str(i)) for i in range(500)], *[verdict(str(i)) for i in range(0, 500, 50)]]
 
     log = read(written(tmp_path, *rows), most=50)
 

@@ -1,5 +1,7 @@
 """From texts to look-ups: what the request path would look at, and what it never would."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -22,7 +24,7 @@ class Letters:
 
     async def load(self) -> None: ...
 
-    async def embed(self, texts: "list[str]", *, role: Role) -> NDArray[np.float32]:  # type: ignore[override]  # a list
+    async def embed(self, texts: Sequence[str], *, role: Role) -> NDArray[np.float32]:
         assert role == "query"
         if self.stumbles:
             self.stumbles -= 1
@@ -31,7 +33,7 @@ class Letters:
             raise TextTooLong("too long")
         self.asked += texts
         rows = np.array([[text.lower().count(chr(97 + i)) + 0.01 for i in range(26)] for text in texts], np.float32)
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
     async def close(self) -> None: ...
 
