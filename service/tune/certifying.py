@@ -24,7 +24,7 @@ from service.tune.samples import Samples, data_revision
 _PARTS = 5
 _LEAST_COVERED = 0.5
 # Share of labels below every cut: where there are none, nothing is known of what a cut would serve.
-_FEWEST_BELOW = 0.05
+_FEWEST_BELOW = 0.01
 
 
 class Found(NamedTuple):

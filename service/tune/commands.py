@@ -368,6 +368,7 @@ def _log(place: Place, files: Sequence[Path], *, since: float | None, required: 
         raise BadUsage(
             f"{place.home / LOG} is not there: look-ups are logged while the gateway runs, unless cache.lookups is off"
         )
+    bar = Told("bytes of the log read")
     try:
         log = lookup_log.read(
             files,
@@ -375,9 +376,12 @@ def _log(place: Place, files: Sequence[Path], *, since: float | None, required: 
             embedder=place.embedder.revision,
             verifier=place.trained,
             since=None if since is None else time.time() - since,
+            progress=bar,
         )
     except OSError as error:
         raise BadUsage(f"the log cannot be read: {error.strerror or error}: {error.filename}") from error
+    finally:
+        bar.end()
     return log, lookup_log.learned(log, verifier=place.verifier is not None)
 
 

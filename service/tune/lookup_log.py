@@ -18,13 +18,14 @@ from service.caching.agreement import Agreement
 from service.caching.certificate import Label, Labeller, settle
 from service.caching.fit import COLUMNS, features_of
 from service.caching.lookups import LOG, OLDER, Lookup, Verdict, decoded, encoded
-from service.tune.labelled import Unread, digest, numbered_lines
+from service.tune.labelled import Progress, Unread, digest, numbered_lines
 from service.tune.lot import Lot
 from service.tune.samples import Samples
 
 MOST_PAIRS = 200_000
 _BY: tuple[Labeller, ...] = ("people", "judge", "automatic")
 _TRUSTED = 0b1111  # bits of what people and a judge said
+_TOLD_EVERY = 10_000  # lines
 _LARGEST = 1_000.0  # of any number in agreement
 
 
@@ -73,6 +74,7 @@ def read(
     verifier: str,
     since: float | None = None,
     most: int = MOST_PAIRS,
+    progress: Progress = lambda _done, _total: None,
 ) -> Log:
     """Rows of another embedder or verifier are counted and left out; `since` in seconds since the epoch.
 
@@ -101,7 +103,10 @@ def read(
     found: set[bytes] = set()
     for place, file in enumerate(files):
         with file.open("rb") as source:
+            size = os.fstat(source.fileno()).st_size
             for number, offset, line, ended in numbered_lines(source):
+                if not number % _TOLD_EVERY:
+                    progress(offset, size)
                 if line is not None and not line.strip():
                     continue
                 row = None if line is None else _row(line)

@@ -27,7 +27,7 @@ def tell_found(found: Found, samples: Samples) -> None:
     wrong = int(samples.wrong.sum())
     tell(f"{count(len(samples.wrong), 'labelled look-up')} that could be served, {wrong:,} of them wrong.")
     if found.thinned:
-        tell(f"  {found.thinned:,} verdicts left out by lot: look-ups like these were labelled more often than others")
+        tell(f"  {found.thinned:,} labels left out by lot: look-ups like these were labelled more often than others")
     certificate, shortfall = found.tuned.certificate, found.tuned.shortfall
     if certificate is not None:
         tell_certificate(certificate)
