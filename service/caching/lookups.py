@@ -23,7 +23,8 @@ Outcome = Literal["", "same", "different"]
 
 
 class Lookup(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="lookup", tag_field="kind"):
-    """A look-up that had a candidate: the one that decided, or would have.
+    """A look-up that had a candidate: the one that decided, or would have. That is the first of ten that nothing
+    vetoes, whatever rule decides now: a certificate is about what an endpoint's own fit would be told.
 
     `time` in seconds since the epoch. `asked` stands for the question and
     where it was asked, `entry` is the candidate's id. `cosine` in [-1, 1],

@@ -1,5 +1,6 @@
 """`keepgate tune` as a shell runs it: from labels, logs, people and a judge model to a certificate."""
 
+import asyncio
 import http.server
 import json
 import math
@@ -22,6 +23,8 @@ import pytest
 from backends.embedding import minilm
 from service.caching.lookups import LOG, Lookup, Row, Verdict, decoded, encoded
 from service.caching.verifier import load
+from service.settings import load as load_settings
+from service.wiring import Runtime
 from tests.support.gateway import eventually, settings
 from tests.support.servers import ROOT
 
@@ -170,6 +173,28 @@ def test_clusters_certify_and_what_is_certified_is_shown_and_removed(home: Path)
     assert "It holds here and now." in told.stdout
     assert (removed.returncode, after.returncode) == (0, 0)
     assert json.loads(after.stdout)["certificate"] is None
+
+
+async def test_a_running_gateway_goes_by_it_within_seconds_and_without_it_when_it_is_removed(home: Path) -> None:
+    file = jsonl(home / "questions.jsonl", clusters())
+    config = home / "keepgate.yaml"
+    runtime = Runtime(load_settings(config, {}), config=config, environ={}, admin_token="t")
+    await runtime.start()
+    try:
+        before = certified(runtime)
+        await asyncio.to_thread(tune, home, "--labels", str(file))
+        await asyncio.to_thread(eventually, lambda: certified(runtime), within=20)
+        await asyncio.to_thread(tune, home, "--remove")
+        await asyncio.to_thread(eventually, lambda: not certified(runtime), within=20)
+    finally:
+        await runtime.close()
+
+    assert not before
+
+
+def certified(runtime: Runtime) -> bool:
+    assert runtime.semantic is not None
+    return runtime.semantic.rules["faq"].certified
 
 
 def test_too_few_pairs_say_how_many_are_missing(home: Path) -> None:
