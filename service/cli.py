@@ -206,6 +206,30 @@ def _selected(options: argparse.Namespace) -> "Selection":
     return Selection(endpoint=options.endpoint, key_id=options.key, written_before=before)
 
 
+def _tune(options: argparse.Namespace) -> int:
+    from service.tune import commands
+
+    settings = load(options.config, os.environ)
+    asked = commands.Asked(options.limit, options.confidence, options.dry_run, options.json)
+    try:
+        if options.labels is not None:
+            return commands.from_labels(settings, options.endpoint, options.labels, asked, strict=options.strict)
+        if options.from_log is not None:
+            return commands.from_log(settings, options.endpoint, options.from_log, asked, since=options.since)
+        if options.review:
+            return commands.review(settings, options.endpoint, most=options.most)
+        if options.judge is not None:
+            return commands.judge(
+                settings, options.endpoint, options.judge, most=options.most, deadline=options.deadline
+            )
+        if options.remove:
+            return commands.remove(settings, options.endpoint, as_json=options.json)
+        return commands.show(settings, options.endpoint, as_json=options.json)
+    except commands.BadUsage as error:
+        print(f"keepgate: {error}", file=sys.stderr)
+        return 2
+
+
 def _models_build(options: argparse.Namespace) -> int:
     if options.config is not None:
         return _models_fetch(options)
@@ -396,6 +420,29 @@ def _parser() -> argparse.ArgumentParser:
     for command in (stats, clear, export, reading):
         _takes_config(command)
         _takes_json(command)
+
+    tune = _command(commands, "tune", _tune, "prove an endpoint's limit of wrong hits from labels, docs/tuning.md")
+    tune.add_argument("--endpoint", required=True, metavar="NAME", help="whose hits")
+    by = tune.add_mutually_exclusive_group(required=True)
+    by.add_argument("--labels", type=Path, metavar="FILE", help="labelled pairs or clusters of questions: JSON Lines")
+    by.add_argument("--from-log", type=Path, nargs="*", metavar="FILE", help="the endpoint's own look-ups, or a copy")
+    by.add_argument("--review", action="store_true", help="say yourself of one logged pair after another what is right")
+    by.add_argument("--judge", metavar="UPSTREAM/MODEL", help="let a model say it")
+    by.add_argument("--show", action="store_true", help="what is certified, and whether it holds")
+    by.add_argument("--remove", action="store_true", help="take a certificate back")
+    tune.add_argument(
+        "--limit", type=_share, metavar="R", help="share of wrong hits (default: the endpoint's, or 0.01)"
+    )
+    tune.add_argument("--confidence", type=_share, default=0.95, metavar="R", help="default: 0.95")
+    tune.add_argument("--strict", action="store_true", help="refuse a file of labels with lines that cannot be used")
+    tune.add_argument("--since", type=life, metavar="TIME", help="look-ups no older than that, for example 7d")
+    tune.add_argument("--most", type=_positive, metavar="N", help="pairs to review or judge")
+    tune.add_argument(
+        "--deadline", type=_positive, default=30, metavar="S", help="seconds for one call of a judge (default: 30)"
+    )
+    tune.add_argument("--dry-run", action="store_true", help="write nothing")
+    _takes_config(tune)
+    _takes_json(tune)
 
     bench = _group(commands, "bench", "benchmarks on your own data")
     caches = _command(bench, "cache", _bench_cache, "policies of a semantic cache side by side on your own questions")
