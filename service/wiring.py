@@ -35,6 +35,7 @@ from guardrails.policy import Policy
 from models.errors import BackendError, ConfigError
 from service.caching import directives
 from service.caching.eligibility import SWITCHABLE
+from service.caching.lookups import LOG
 from service.caching.passages import TemplateError, template
 from service.caching.rule import rule
 from service.caching.single_flight import Flights
@@ -458,7 +459,7 @@ class Runtime:
     ) -> State:
         """`kept` are the upstreams that stay as they are, `stood` how they stand, `known` is what settings don't say of
         endpoints."""
-        upstreams = {s.name: kept.get(s.name) or _upstream(s) for s in settings.upstreams}
+        upstreams = {s.name: kept.get(s.name) or make_upstream(s) for s in settings.upstreams}
         standings = {s.name: stood.get(s.name) or _standing(s, upstreams[s.name].keys) for s in settings.upstreams}
         for name, standing in standings.items():
             self.metrics.upstream_open.set((name,), standing.open)
@@ -545,7 +546,7 @@ def semantic_somewhere(settings: Settings) -> bool:
 
 
 def lookups_file(settings: Settings) -> Path:
-    return storage(settings) / "lookups.jsonl"
+    return storage(settings) / LOG
 
 
 def storage(settings: Settings) -> Path:
@@ -668,7 +669,7 @@ def _embedder_options(settings: Settings) -> dict[str, object]:
             return {}
 
 
-def _upstream(settings: UpstreamSettings) -> Upstream:
+def make_upstream(settings: UpstreamSettings) -> Upstream:
     options: dict[str, object] = {"name": settings.name}
     if settings.provider != "demo":
         options |= {

@@ -45,8 +45,7 @@ from service.tune.telling import (
 )
 from service.tune.undecided import Undecided, undecided
 from service.tune.wording import count, percent, plain, tell
-from service.wiring import _upstream as make_upstream
-from service.wiring import make_embedder, open_tuning, storage
+from service.wiring import make_embedder, make_upstream, open_tuning, storage
 
 LIMIT = 0.01
 

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from backends.embedding import minilm
+from service.caching.agreement import Agreement
 from service.caching.lookups import LOG, Lookup, Row, Verdict, decoded, encoded
 from service.caching.verifier import load
 from service.settings import load as load_settings
@@ -131,7 +132,7 @@ def logged(home: Path, count: int, *, seed: int = 0, labelled: bool = True, with
                 embedder=minilm.REVISION,
                 verifier=TRAINED,
                 chance=chance,
-                agreement=(cosine, share / 4, share / 5, share, share, share, 4 - 3 * share, cosine - 0.02),
+                agreement=Agreement(cosine, share / 4, share / 5, share, share, share, 4 - 3 * share, cosine - 0.02),
                 outcome=("same" if right else "different") if labelled else "",
                 question=f"question {at} is {'right' if right else 'wrong'}" if with_texts else "",
                 stored=f"stored {at}" if with_texts else "",
