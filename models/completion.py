@@ -35,7 +35,12 @@ class Completion(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A completion as the cache keeps it. Times are seconds since the epoch. `acted` is what guardrails did when it was
-    made; `masked`: placeholders may be in it, and who asked has what they stand for."""
+    made; `masked`: placeholders may be in it, and who asked has what they stand for. `question` is the last part of the
+    namespace in which its question can be found by likeness.
+
+    With `alias_of` it is no answer: the question was answered by that entry, at
+    this `similarity`, under this `rule`.
+    """
 
     completion: Completion
     created_at: float
@@ -44,3 +49,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
     upstream: str
     acted: tuple[str, ...] = ()
     masked: bool = False
+    question: str = ""
+    alias_of: str = ""
+    similarity: float = 0.0
+    rule: str = ""
