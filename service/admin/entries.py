@@ -235,7 +235,7 @@ async def _reported(runtime: Runtime, entry_id: str, said: Report) -> Reported:
         raise RequestValidationError([{"type": "value_error", "loc": ("body", "request_id"), "ctx": {"error": other}}])
     endpoint = said.endpoint or (None if lookup is None else lookup.endpoint)
     places, whole = await _places(runtime, entry_id, endpoint)
-    if not places and not past.known:
+    if not places and not past.endpoint:
         raise _nowhere(whole)
     told = Reported(entry=entry_id, verdict=said.verdict, removed=0, aliases=0, recorded=False, asked=False)
     notes = []
@@ -251,7 +251,7 @@ async def _reported(runtime: Runtime, entry_id: str, said: Report) -> Reported:
             notes.append("the store took too long to list its namespaces: only those of known keys were looked at")
         if told.removed:
             runtime.count_again()
-    where = endpoint or next((place.endpoint for place in places), "")
+    where = endpoint or next((place.endpoint for place in places), past.endpoint)
     verdict = Verdict(
         time=time.time(),
         endpoint=where,

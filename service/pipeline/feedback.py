@@ -149,11 +149,11 @@ def said(completion: Completion) -> str:
 
 
 class Past(msgspec.Struct, frozen=True):
-    """What the end of the log says of an entry: the look-up of the request asked for, whether the entry occurs at all,
-    and verdicts about it."""
+    """What the end of the log says of an entry: the look-up of the request asked for, the endpoint it was last named
+    with ("": nowhere), and verdicts about it."""
 
     lookup: Lookup | None = None
-    known: bool = False
+    endpoint: str = ""
     verdicts: tuple[Verdict, ...] = ()
 
 
@@ -161,16 +161,16 @@ def past(log: Path, entry_id: str, request_id: str | None, *, searched: int = _S
     """Reads the last `searched` bytes. A log that is not there has nothing to say. Raises `BackendError`."""
     wanted = [entry_id.encode()] if request_id is None else [entry_id.encode(), request_id.encode()]
     lookup: Lookup | None = None
-    known = False
+    endpoint = ""
     verdicts: list[Verdict] = []
     for row in _rows(log, wanted, searched):
         if isinstance(row, Lookup) and request_id is not None and row.request_id == request_id:
             lookup = row
         if row.entry == entry_id:
-            known = True
+            endpoint = row.endpoint
             if isinstance(row, Verdict):
                 verdicts.append(row)
-    return Past(lookup, known, tuple(verdicts))
+    return Past(lookup, endpoint, tuple(verdicts))
 
 
 def _rows(log: Path, wanted: Collection[bytes], searched: int) -> Iterable[Row]:

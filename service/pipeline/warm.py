@@ -94,8 +94,7 @@ def of_list(body: bytes) -> Iterator[Line]:
         items = msgspec.json.decode(body, type=list[msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadLine("is no JSON list of objects with question and answer") from None
-    for number, item in enumerate(items, 1):
-        yield number, _parsed(bytes(item))
+    return ((number, _parsed(bytes(item))) for number, item in enumerate(items, 1))
 
 
 def _parsed(raw: bytes) -> Pair | BadLine:

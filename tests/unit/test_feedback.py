@@ -16,7 +16,7 @@ from models.key import VirtualKey
 from service.caching.lookups import Lookup, Verdict, encoded
 from service.caching.stored import StoredQuestion, payload
 from service.pipeline.exact_tier import encoded as stored
-from service.pipeline.feedback import Place, likely_namespaces, linked, past, places, recorded, removed, said
+from service.pipeline.feedback import Past, Place, likely_namespaces, linked, past, places, recorded, removed, said
 
 ID, ALIAS, OTHER = "a" * 64, "b" * 64, "c" * 64
 HERE = "support/everyone"
@@ -146,9 +146,9 @@ def test_the_look_up_of_a_request_is_found_and_what_was_said_of_it(tmp_path: Pat
     of_other = past(log, ID, "req_2")
     of_none = past(log, "d" * 64, None)
 
-    assert (of_one.lookup, of_one.known, of_one.verdicts) == (rows[0], True, (rows[2],))
+    assert (of_one.lookup, of_one.endpoint, of_one.verdicts) == (rows[0], "support", (rows[2],))
     assert of_other.lookup == rows[1]
-    assert (of_none.lookup, of_none.known) == (None, False)
+    assert (of_none.lookup, of_none.endpoint) == (None, "")
 
 
 def test_only_the_end_of_a_long_log_is_read(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_only_the_end_of_a_long_log_is_read(tmp_path: Path) -> None:
 
 
 def test_a_log_that_is_not_there_says_nothing(tmp_path: Path) -> None:
-    assert not past(tmp_path / "none.jsonl", ID, None).known
+    assert past(tmp_path / "none.jsonl", ID, None) == Past()
 
 
 def test_a_verdict_is_a_line_of_its_own_also_after_half_a_line(tmp_path: Path) -> None:
