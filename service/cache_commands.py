@@ -210,7 +210,8 @@ def warm_up(
         _print_warmed(told)
     for problem in told.problems:
         print(f"keepgate: {file}: {problem}", file=sys.stderr)
-    return 1 if told.failed or (strict and told.bad) or (told.bad and not told.entries) else 0
+    incomplete = told.failed or told.not_semantic.get(warm.DEGRADED)
+    return 1 if incomplete or (strict and told.bad) or (told.bad and not told.entries) else 0
 
 
 def _print_warmed(told: Warmed) -> None:

@@ -24,6 +24,9 @@ log = logging.getLogger("keepgate.admin")
 LOOKUPS = "lookups.jsonl"
 _ID = r"^[0-9a-f]{64}$"
 _LONGEST_REQUEST_ID = 128
+# Seconds. Rows wait a moment to be written together.
+_WRITTEN_WITHIN = 1.0
+_LOOK_AGAIN = 0.2
 
 EntryId = Annotated[str, InPath(pattern=_ID, description="As `x-keepgate-entry` has it: 64 hexadecimal digits.")]
 EndpointName = Annotated[
@@ -228,7 +231,7 @@ async def _shown(runtime: Runtime, entry_id: str, place: feedback.Place, *, text
 
 async def _reported(runtime: Runtime, entry_id: str, said: Report) -> Reported:
     path = storage(runtime.state.settings) / LOOKUPS
-    past = await asyncio.to_thread(feedback.past, path, entry_id, said.request_id)
+    past = await _past(path, entry_id, said.request_id)
     lookup = past.lookup
     if lookup is not None and lookup.entry != entry_id:
         other = ValueError("names an answer that another entry was looked at for")
@@ -267,6 +270,16 @@ async def _reported(runtime: Runtime, entry_id: str, said: Report) -> Reported:
     told.recorded, why = await _recorded(runtime, path, verdict, past, fails=told.removed == 0)
     told.note = "; ".join([*notes, *([why] if why else [])])
     return told
+
+
+async def _past(path: Path, entry_id: str, request_id: str | None) -> feedback.Past:
+    """A request that was answered a moment ago may not be in the log yet."""
+    waiting_ends = time.monotonic() + _WRITTEN_WITHIN
+    while True:
+        past = await asyncio.to_thread(feedback.past, path, entry_id, request_id)
+        if request_id is None or past.lookup is not None or time.monotonic() > waiting_ends:
+            return past
+        await asyncio.sleep(_LOOK_AGAIN)
 
 
 async def _recorded(

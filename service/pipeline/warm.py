@@ -26,6 +26,8 @@ from service.pipeline.gateway import Gateway
 from service.pipeline.settle import estimated
 
 LONGEST_LINE = 1 << 20
+# Why a question cannot be found by likeness where the embedder or the vector store failed.
+DEGRADED = "degraded"
 _AT_ONCE = 32
 _PROBLEMS = 10
 _LONGEST_MODEL = 256
@@ -343,11 +345,11 @@ class _Warming:
         except TextRefused:
             return "too-long"
         except BackendError:
-            return "degraded"
+            return DEGRADED
         await semantic.keep(context, question, vector, entry)
         degraded: Mapping[tuple[str, ...], float] = self._do.metrics.degraded.state()
         if degraded.get(("vector",)):
-            return "degraded"
+            return DEGRADED
         self.told.questions += 1
         return ""
 

@@ -80,7 +80,7 @@ def test_the_status_tells_tiers_endpoints_and_upstreams(gateway: Gateway) -> Non
     status = gateway.admin("GET", "/status").json()
 
     assert status["tiers"] == {"exact": "up", "embedder": "up", "vector": "up"}
-    assert status["endpoints"]["default"] == {"mode": "semantic", "threshold": 0.92, "ttl": 3600.0}
+    assert status["endpoints"]["default"] == {"mode": "semantic", "threshold": None, "ttl": 3600.0}
     assert status["endpoints"]["shadow"]["mode"] == "shadow"
     assert status["upstreams"] == ["mock"]
 

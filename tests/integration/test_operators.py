@@ -18,6 +18,7 @@ import openai
 import pytest
 import yaml
 
+from service.caching.lookups import Lookup, encoded
 from tests.support.gateway import (
     ADMIN_TOKEN,
     Gateway,
@@ -32,7 +33,7 @@ from tests.support.gateway import (
     text_of,
     worker_of,
 )
-from tests.support.servers import ROOT
+from tests.support.servers import ROOT, Server
 
 QUESTION = "How do I download my invoice?"
 REPHRASED = "How can I download my invoice?"
@@ -247,6 +248,15 @@ def hit(gateway: Gateway, model: str, *, endpoint: str = "default") -> httpx.Res
     return gateway.await_cached(REPHRASED, model=model, endpoint=endpoint)
 
 
+def lookups(gateway: Gateway) -> Path:
+    return gateway.config.parent / "data" / "lookups.jsonl"
+
+
+def verdicts(gateway: Gateway, entry: str) -> list[Json]:
+    rows = [json.loads(line) for line in lookups(gateway).read_text().splitlines()]
+    return [row for row in rows if row["kind"] == "verdict" and row["entry"] == entry]
+
+
 def test_an_entry_reported_wrong_is_gone_and_leaves_a_label(pair: Gateway, model: str) -> None:
     answer = hit(pair, model)
     entry, request_id = answer.headers["x-keepgate-entry"], answer.headers["x-keepgate-request-id"]
@@ -259,18 +269,35 @@ def test_an_entry_reported_wrong_is_gone_and_leaves_a_label(pair: Gateway, model
     assert (again.json()["removed"], again.json()["recorded"]) == (0, True)
     assert not cached(pair, QUESTION, model)
     assert not cached(pair, REPHRASED, model)
-    rows = [json.loads(line) for line in (pair.config.parent / "data" / "lookups.jsonl").read_text().splitlines()]
-    about = [row for row in rows if row["kind"] == "verdict" and row["entry"] == entry]
-    assert [(row["wrong"], row["by"], row["request_id"]) for row in about] == [(True, "people", request_id)]
+    assert {(row["wrong"], row["by"], row["request_id"]) for row in verdicts(pair, entry)} == {
+        (True, "people", request_id)
+    }
 
 
-def test_an_entry_reported_right_stays(pair: Gateway, model: str) -> None:
+def test_an_entry_reported_right_stays_and_has_one_label_however_often_it_is_said(pair: Gateway, model: str) -> None:
     entry = hit(pair, model).headers["x-keepgate-entry"]
 
-    told = pair.admin("POST", f"/cache/entries/{entry}/report", json={"verdict": "right", "by": "judge"}).json()
+    said = {"verdict": "right", "by": "judge"}
+    told = [pair.admin("POST", f"/cache/entries/{entry}/report", json=said).json() for _ in range(3)]
 
-    assert (told["removed"], told["recorded"]) == (0, True)
+    assert [(one["removed"], one["recorded"]) for one in told] == [(0, True)] * 3
+    assert [(row["wrong"], row["by"]) for row in verdicts(pair, entry)] == [(False, "judge")]
     assert cached(pair, REPHRASED, model)
+
+
+def test_a_report_that_names_a_request_labels_its_question(pair: Gateway, model: str) -> None:
+    entry = hit(pair, model).headers["x-keepgate-entry"]
+    for request_id, about in ((f"of-{model}", entry), (f"other-{model}", "f" * 64)):
+        row = Lookup(1.0, "default", request_id, asked="0a" * 16, entry=about, cosine=0.9, embedder="e")
+        with lookups(pair).open("ab") as log:
+            log.write(encoded(row) + b"\n")
+
+    of_other = pair.admin("POST", f"/cache/entries/{entry}/report", json={"request_id": f"other-{model}"})
+    told = pair.admin("POST", f"/cache/entries/{entry}/report", json={"request_id": f"of-{model}"}).json()
+
+    assert (of_other.status_code, of_other.json()["error"]["param"]) == (422, "request_id")
+    assert (told["removed"], told["asked"], told["note"]) == (1, True, "")
+    assert [row["asked"] for row in verdicts(pair, entry)] == ["0a" * 16]
 
 
 def test_an_endpoint_without_a_log_of_look_ups_gets_no_label(pair: Gateway, model: str) -> None:
@@ -509,3 +536,25 @@ def test_where_keys_are_required_entries_of_nobody_are_not_made(tmp_path: Path, 
 
     assert done.returncode == 1
     assert "name a key, or set cache.scope: endpoint" in done.stderr
+
+
+def test_a_shared_store_is_warmed_up_and_reported_to_from_anywhere(
+    tmp_path: Path, mock: Mock, model: str, faq: Path, store_server: Callable[[str], Server]
+) -> None:
+    stores = {
+        "cache": {"exact": {"store": "redis", "deadline": "5s"}, "vector": {"store": "redis", "deadline": "5s"}},
+        "redis": {"url": f"redis://127.0.0.1:{store_server('redis').port}", "prefix": f"operators-{model}"},
+    }
+    with running_gateway(tmp_path, settings(tmp_path, mock.url, endpoints=ENDPOINTS[:1], **stores)) as gateway:
+        told = warm(gateway, faq, "--model", model)
+        rephrased = gateway.ask(REPHRASED, model=model)
+        entry = rephrased.headers["x-keepgate-entry"]
+        (place,) = gateway.admin("GET", f"/cache/entries/{entry}?text=true").json()["places"]
+        report = gateway.admin("POST", f"/cache/entries/{entry}/report").json()
+        left = [cached(gateway, text, model) for text in (QUESTION, REPHRASED)]
+
+    assert (told["entries"], told["questions"]) == (2, 2)
+    assert (outcome(rephrased), text_of(rephrased)) == ("semantic", ANSWER)
+    assert (place["question"], place["answer"]) == (QUESTION, ANSWER)
+    assert report["removed"] == 1
+    assert left == [False, False]
