@@ -46,7 +46,7 @@ test: $(STEPS)/test-model $(STEPS)/test-servers $(STEPS)/npm ## run the tests; A
 	$(BIN)/python -m pytest -m "not full" $(ARGS)
 
 test-full: $(STEPS)/test-model $(STEPS)/test-servers $(STEPS)/npm ## run the tests with the slow suites
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --hypothesis-profile=full $(ARGS)
 
 bench: $(STEPS)/test-model ## measure the load a machine bears (needs wrk)
 	$(BIN)/python -m benchmarks.load $(ARGS)

@@ -168,7 +168,7 @@ class Vectors:
     """
 
     def __init__(self, folder: Path, name: str, embedder: Embedder | None = None) -> None:
-        self._embedder = embedder or OnnxEmbedder(remembered=1)
+        self._embedder = embedder or OnnxEmbedder()
         stem = f"{name}-{hashlib.sha256(self._embedder.revision.encode()).hexdigest()[:12]}"
         self._rows, self._texts = folder / f"{stem}.npy", folder / f"{stem}.jsonl"
         self._place: dict[str, int] = {}

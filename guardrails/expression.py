@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 _ALL: Final = (1 << 128) - 1
@@ -265,18 +266,19 @@ def _worse(some: frozenset[bytes]) -> tuple[int, int]:
     return -min(map(len, some)), len(some)
 
 
-def _literal_sets(node: Node) -> list[frozenset[bytes]]:
+@lru_cache(maxsize=4096)  # asked of the same nodes again and again: on all ways down to them, and by many patterns
+def _literal_sets(node: Node) -> tuple[frozenset[bytes], ...]:
     match node:
         case Series():
-            return [some for _, _, some in _places(_flat(node))]
+            return tuple(some for _, _, some in _places(_flat(node)))
         case Choice(items):
             best = [literals(item) for item in items]
             together = frozenset().union(*best)
-            return [together] if all(best) and len(together) <= _MOST_LITERALS else []
+            return (together,) if all(best) and len(together) <= _MOST_LITERALS else ()
         case Repeat(item, least, _) if least:
             return _literal_sets(item)
         case _:
-            return []
+            return ()
 
 
 def _places(items: list[Node]) -> list[tuple[int, int, frozenset[bytes]]]:
@@ -418,6 +420,7 @@ def _count(least: int, most: int | None) -> str:
     return f"{{{least}}}" if least == most else f"{{{least},{most}}}"
 
 
+@lru_cache(maxsize=1024)
 def _byte_class(chars: Chars) -> str:
     spans: list[tuple[int, int]] = []
     code = 0

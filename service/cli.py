@@ -224,10 +224,29 @@ def _selected(options: argparse.Namespace) -> "Selection":
 
 
 def _models_build(options: argparse.Namespace) -> int:
+    if options.config is not None:
+        return _models_fetch(options)
     from backends.embedding.minilm import build
 
     path = build(options.model, report=lambda line: print(line, file=sys.stderr))
     print(json.dumps({"model": options.model, "path": str(path)}) if options.json else path)
+    return 0
+
+
+def _models_fetch(options: argparse.Namespace) -> int:
+    """Makes ready what a gateway with this configuration would load at its start."""
+    import asyncio
+
+    from service.wiring import make_embedder
+
+    embedder = make_embedder(load(options.config, os.environ))
+
+    async def made() -> None:
+        await embedder.load()
+        await embedder.close()
+
+    asyncio.run(made())
+    print(json.dumps({"revision": embedder.revision}) if options.json else embedder.revision)
     return 0
 
 
@@ -443,6 +462,9 @@ def _parser() -> argparse.ArgumentParser:
     models = _group(commands, "models", "embedding models on this machine")
     build = _command(models, "build", _models_build, "build the embedding model into the user's cache folder")
     build.add_argument("model", nargs="?", default="all-MiniLM-L6-v2", metavar="MODEL")
+    build.add_argument(
+        "--config", type=Path, metavar="FILE", help="fetch or build what cache.embedder names there, in place of MODEL"
+    )
     _takes_json(build)
     return parser
 

@@ -97,6 +97,7 @@ class Context(msgspec.Struct, gc=False):
     outcome: CacheOutcome = "bypass"
     detail: str = ""  # why: a word for `Cache-Status`
     similarity: float | None = None
+    audit: bool = False  # a semantic hit is to be compared with the upstream's answer
     shadow: float | None = None
     upstream: str = ""
     upstream_model: str = ""

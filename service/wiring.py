@@ -7,6 +7,7 @@ metrics); `State` what a reload replaces (policies, upstreams, limits).
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import secrets
 import time
@@ -14,13 +15,14 @@ from collections.abc import Hashable, Mapping
 from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from pydantic import SecretStr
 
 from backends import registry
 from backends.embedding.base import Embedder
+from backends.embedding.remembering import RememberingEmbedder
 from backends.exact.base import ExactStore
 from backends.keyring.base import Keyring
 from backends.lease.base import Leases
@@ -43,6 +45,7 @@ from service.pipeline.exact_tier import ExactTier
 from service.pipeline.gateway import Gateway
 from service.pipeline.health import READING
 from service.pipeline.lead import Leads
+from service.pipeline.outcomes import Outcomes
 from service.pipeline.screen import Screens
 from service.pipeline.semantic_tier import SemanticTier
 from service.pipeline.tuning import Known, Tuning
@@ -68,6 +71,7 @@ from service.telemetry.recorder import Recorder
 
 log = logging.getLogger("keepgate.wiring")
 
+_SEMANTIC = ("semantic", "shadow")
 # Stores that answer from memory: waiting on a deadline would cost more than the look-up.
 _IMMEDIATE = frozenset({"lmdb", "memory"})
 # Stores that several gateways may share, so that they can lead for each other and must mask alike.
@@ -87,6 +91,8 @@ _AGREED_FOR = 60.0
 _LOOK_AGAIN = 2.0
 # Of semantic hits, where a limit is set and nobody said otherwise.
 _AUDITED = 0.01
+# Bytes of a log of look-ups before it is begun anew; one more of as many is kept.
+_LOOKUPS = 64 << 20
 _SECRET_BYTES = 32
 _STDERR = 2
 
@@ -137,6 +143,7 @@ class Runtime:
         self._reloading = asyncio.Lock()
         self._retired: list[Gateway] = []  # of earlier configurations, while somebody still uses them
         self._recorder: Recorder | None = None
+        self._lookups: Recorder | None = None
         self._leases: Leases | None = None
         self._leads: Leads | None = None
         self._alone = False  # its secret is not the one that others have
@@ -171,6 +178,7 @@ class Runtime:
             self._recorder = Recorder(target)
             self._recorder.start()
             self.metrics.records_dropped.follow(lambda: self._recorder.dropped if self._recorder else 0)
+        self._keep_lookups(settings)
         check(settings)
         applied = await asyncio.to_thread(policies, settings, home)
         self.state = self._compiled(settings, applied, {}, {}, await self._known(settings))
@@ -178,6 +186,17 @@ class Runtime:
             self._spawn(self._stay_agreed(settings))
         self._spawn(self._look_after())
         await self.group.start()
+
+    def _keep_lookups(self, settings: Settings) -> None:
+        kept = any(e.cache.mode in _SEMANTIC and e.cache.lookups != "off" for e in settings.endpoints)
+        if not kept or self._lookups is not None:
+            return
+        try:
+            self._lookups = Recorder(lookups_file(settings), name="log of look-ups", most=_LOOKUPS)
+        except OSError as error:
+            log.warning("there is no log of look-ups: %s", error)
+            return
+        self._lookups.start()
 
     def reload(self) -> None:
         """Reads the configuration again, soon. One that cannot be used is refused and logged, and the old one stays."""
@@ -201,6 +220,7 @@ class Runtime:
         old = self.state
         if self.semantic is None and semantic_somewhere(settings):
             await self._open_semantic(settings)
+        self._keep_lookups(settings)
         same = {s.name: old.gateway.upstreams[s.name] for s in old.settings.upstreams if s in settings.upstreams}
         applied = await asyncio.to_thread(policies, settings, storage(settings))
         standings = {name: old.gateway.standings[name] for name in same}
@@ -230,6 +250,21 @@ class Runtime:
             if not self.semantic.settled:
                 tiers["embedder"] = "loading"
         return tiers
+
+    def judged_by(self) -> str | None:
+        """The embedder's revision and the verifier's; None where no endpoint compares questions."""
+        if self.semantic is None:
+            return None
+        verifier = self.semantic.verifier
+        return f"{self.semantic.embedder.revision} {'' if verifier is None else verifier.revision}".rstrip()
+
+    def decision(self, endpoint: str) -> dict[str, Any]:
+        """By what the endpoint's semantic hits are decided, as the management API shows it."""
+        found = None if self.semantic is None else self.semantic.rules.get(endpoint)
+        if found is None:
+            return {}
+        cut = found.cut if math.isfinite(found.cut) else None  # None: nothing is served
+        return {"by": found.by, "cut": cut, "certified": found.certified, "why": found.why}
 
     async def entries_by_endpoint(self) -> dict[str, int]:
         """As they were counted last; empty before the first count has ended.
@@ -352,6 +387,8 @@ class Runtime:
         self.keyring.close()
         if self._recorder is not None:
             await asyncio.to_thread(self._recorder.close)
+        if self._lookups is not None:
+            await asyncio.to_thread(self._lookups.close)
 
     async def _open_semantic(self, settings: Settings) -> None:
         self.semantic = await asyncio.to_thread(self._semantic, settings)
@@ -449,6 +486,14 @@ class Runtime:
             semantic=self.semantic,
             flights=self._flights,
             leads=self._leads,
+            outcomes=Outcomes(
+                self.exact,
+                self.tuning,
+                recorder=self._lookups,
+                secret=self._secret,
+                retune=self.retune,
+                metrics=self.metrics,
+            ),
             limits=Limits(settings.server.max_body, settings.server.body_timeout),
             metrics=self.metrics,
             recorder=self._recorder,
@@ -496,7 +541,11 @@ def log_refused(error: Exception) -> None:
 
 
 def semantic_somewhere(settings: Settings) -> bool:
-    return any(endpoint.cache.mode in ("semantic", "shadow") for endpoint in settings.endpoints)
+    return any(endpoint.cache.mode in _SEMANTIC for endpoint in settings.endpoints)
+
+
+def lookups_file(settings: Settings) -> Path:
+    return storage(settings) / "lookups.jsonl"
 
 
 def storage(settings: Settings) -> Path:
@@ -531,8 +580,11 @@ def open_exact_store(settings: Settings) -> ExactStore:
 
 
 def make_embedder(settings: Settings) -> Embedder:
-    embedder: Embedder = registry.create("embedding", settings.cache.embedder.kind, **_embedder_options(settings))
-    return embedder
+    """Blocks: a model's files may be read, and what says how it is run fetched. Raises `ConfigError` or
+    `BackendError`."""
+    chosen = settings.cache.embedder
+    embedder: Embedder = registry.create("embedding", chosen.kind, **_embedder_options(settings))
+    return RememberingEmbedder(embedder, texts=chosen.remember) if chosen.remember else embedder
 
 
 def open_vector_store(settings: Settings, *, dimensions: int, revision: str) -> VectorStore:
@@ -597,16 +649,23 @@ def configure_logs(settings: Settings) -> None:
 
 def _embedder_options(settings: Settings) -> dict[str, object]:
     chosen = settings.cache.embedder
-    if chosen.kind == "onnx":
-        return {"model": chosen.model, "path": chosen.path}
-    if chosen.kind == "openai":
-        return {
-            "base_url": chosen.base_url,
-            "api_key": None if chosen.api_key is None else chosen.api_key.get_secret_value(),
-            "model": chosen.model,
-            "dimensions": chosen.dimensions,
-        }
-    return {}
+    local = {"model": chosen.model, "path": chosen.path, "revision": chosen.revision}
+    match chosen.kind:
+        case "onnx":
+            return {**local, "file": chosen.file}
+        case "sentence-transformers":
+            return {**local, "dimensions": chosen.dimensions}
+        case "openai":
+            return {
+                "base_url": chosen.base_url,
+                "api_key": _revealed(chosen.api_key),
+                "model": chosen.model,
+                "dimensions": chosen.dimensions,
+                "shorten": chosen.shorten,
+                "revision": chosen.revision,
+            }
+        case _:
+            return {}
 
 
 def _upstream(settings: UpstreamSettings) -> Upstream:

@@ -11,6 +11,7 @@ from tests.support.stores import SERVERS, missing, must_run
 
 # Shared machines stall now and then: a slow example is no failure, a slow suite is pytest-timeout's to end.
 settings.register_profile("keepgate", deadline=None)
+settings.register_profile("full", deadline=None)  # as many examples as the tests say: `make test-full`
 settings.register_profile("thorough", deadline=None, max_examples=5_000)
 settings.load_profile("keepgate")
 

@@ -88,8 +88,9 @@ def management(runtime: Runtime) -> FastAPI:
         return {
             "version": version("keepgate"),
             "tiers": runtime.tiers(),
+            "verifier": runtime.judged_by(),
             "endpoints": {
-                name: {"mode": e.mode, "threshold": e.threshold, "ttl": e.ttl}
+                name: {"mode": e.mode, "threshold": e.threshold, "ttl": e.ttl, **runtime.decision(name)}
                 for name, (e, _) in gateway.endpoints.items()
             },
             "upstreams": sorted(gateway.upstreams),

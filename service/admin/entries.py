@@ -17,11 +17,10 @@ from models.errors import BackendError, RequestError
 from service.caching.lookups import Verdict
 from service.governance import issuing
 from service.pipeline import feedback, warm
-from service.wiring import Runtime, storage
+from service.wiring import Runtime, lookups_file
 
 log = logging.getLogger("keepgate.admin")
 
-LOOKUPS = "lookups.jsonl"
 _ID = r"^[0-9a-f]{64}$"
 _LONGEST_REQUEST_ID = 128
 # Seconds. Rows wait a moment to be written together.
@@ -217,20 +216,18 @@ async def _shown(runtime: Runtime, entry_id: str, place: feedback.Place, *, text
         "masked": entry.masked,
         "guardrails": list(entry.acted),
     }
-    question: str | None = None
-    if runtime.semantic is not None:
-        found = await feedback.linked(runtime.semantic.vectors, place, entry_id)
-        question = found.text
-        if found.whole:
-            shown["aliases"] = len(found.aliases)
+    vectors = None if runtime.semantic is None else runtime.semantic.vectors
+    found = await feedback.linked(runtime.exact.store, vectors, place, entry_id)
+    if found.whole:
+        shown["aliases"] = len(found.aliases)
     if text:
-        shown["question"] = question
+        shown["question"] = found.text
         shown["answer"] = None if entry.alias_of else feedback.said(entry.completion)
     return shown
 
 
 async def _reported(runtime: Runtime, entry_id: str, said: Report) -> Reported:
-    path = storage(runtime.state.settings) / LOOKUPS
+    path = lookups_file(runtime.state.settings)
     past = await _past(path, entry_id, said.request_id)
     lookup = past.lookup
     if lookup is not None and lookup.entry != entry_id:

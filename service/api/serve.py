@@ -358,14 +358,15 @@ async def _send_error(exchange: Exchange, error: GatewayError, *, close: bool) -
 def _hit_headers(entry: Entry, context: Context, record: Record) -> HeaderList:
     now = time.time()
     age = max(0, int(now - entry.created_at))
-    ttl = max(0, int(entry.expires_at - now))
+    ttl = int(entry.expires_at - now)  # RFC 9211, section 2.4: below 0 where it is served stale
     saved = entry.completion.usage.prompt_tokens + entry.completion.usage.completion_tokens
     outcome = context.outcome
     record.status, record.cache, record.tokens_saved, record.entry = 200, outcome, saved, entry.entry_id
+    record.detail = context.detail
     headers = [
         (b"x-keepgate-request-id", context.request_id.encode()),
         (b"x-keepgate-cache", outcome.encode()),
-        (b"cache-status", b"keepgate; hit; ttl=%d; detail=%b" % (ttl, outcome.encode())),
+        (b"cache-status", b"keepgate; hit; ttl=%d; detail=%b" % (ttl, (context.detail or outcome).encode())),
         (b"age", b"%d" % age),
         (b"x-keepgate-tokens-saved", b"%d" % saved),
         _guardrails(context, record),

@@ -68,7 +68,8 @@ _SSE = b"text/event-stream; charset=utf-8"
 
 
 class Behaviour(msgspec.Struct, forbid_unknown_fields=True):
-    """`latency` before the headers and `chunk_delay` between chunks in milliseconds, `tokens` in words.
+    """`latency` before the headers and `chunk_delay` between chunks in milliseconds, `tokens` in words. `answers` are
+    those to certain last user turns; to all others it says `answer`.
 
     `error_rate` of the requests get a 500, evenly spread. `fault` applies to
     the next `fault_times` requests, or to all when that is None.
@@ -80,6 +81,11 @@ class Behaviour(msgspec.Struct, forbid_unknown_fields=True):
     error_rate: float = 0.0
     fault: Fault | None = None
     fault_times: int | None = None
+    answers: dict[str, str] = {}
+
+    def says(self, model: str, question: str, tokens: int) -> str:
+        told = self.answers.get(question)
+        return answer(model, question, tokens) if told is None else told
 
 
 def answer(model: str, question: str, tokens: int) -> str:
@@ -196,7 +202,7 @@ class MockUpstream:
             return
         try:
             asked = msgspec.json.decode(body, type=dict[str, Any])
-            exchange = build(asked, behaviour.tokens)
+            exchange = build(asked, behaviour)
         except (msgspec.MsgspecError, _Rejected) as error:
             await _reply(send, 400, _error(path, "invalid_request_error", str(error)), self._headers(path))
             return
@@ -369,14 +375,15 @@ class _Exchange:
 
 
 class _Chat(_Exchange):
-    def __init__(self, asked: Json, tokens: int) -> None:
+    def __init__(self, asked: Json, behaviour: Behaviour) -> None:
+        tokens = behaviour.tokens
         messages = _a_list(asked, "messages")
         self.model = _a_string(asked, "model")
         self.question = _last_user_text(messages)
         self.stream = asked.get("stream") is True
         self._include_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
         limit = _a_count(asked, "max_completion_tokens") or _a_count(asked, "max_tokens") or tokens
-        text = answer(self.model, self.question, min(tokens, limit))
+        text = behaviour.says(self.model, self.question, min(tokens, limit))
         self._words = _pieces(text)
         self._call = _forced_tool(asked, self.question)
         self._reason = "tool_calls" if self._call else "length" if limit < tokens else "stop"
@@ -437,13 +444,14 @@ class _Chat(_Exchange):
 
 
 class _TextCompletion(_Exchange):
-    def __init__(self, asked: Json, tokens: int) -> None:
+    def __init__(self, asked: Json, behaviour: Behaviour) -> None:
+        tokens = behaviour.tokens
         prompt = asked.get("prompt", "")
         self.model = _a_string(asked, "model")
         self.question = prompt if isinstance(prompt, str) else msgspec.json.encode(prompt).decode()
         self.stream = asked.get("stream") is True
         self._include_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
-        self._words = _pieces(answer(self.model, self.question, tokens))
+        self._words = _pieces(behaviour.says(self.model, self.question, tokens))
         self._head = {
             "id": f"cmpl-{_digest(self.model, self.question)}",
             "object": "text_completion",
@@ -469,7 +477,7 @@ class _TextCompletion(_Exchange):
 class _Embeddings(_Exchange):
     stream = False
 
-    def __init__(self, asked: Json, _tokens: int) -> None:
+    def __init__(self, asked: Json, _behaviour: Behaviour) -> None:
         self.model = _a_string(asked, "model")
         given = asked.get("input", "")
         # Tokens (a list of numbers, or of such lists) are embedded as their JSON.
@@ -492,13 +500,14 @@ class _Embeddings(_Exchange):
 class _Messages(_Exchange):
     """Anthropic's dialect."""
 
-    def __init__(self, asked: Json, tokens: int) -> None:
+    def __init__(self, asked: Json, behaviour: Behaviour) -> None:
+        tokens = behaviour.tokens
         messages = _a_list(asked, "messages")
         self.model = _a_string(asked, "model")
         self.question = _last_user_text(messages)
         self.stream = asked.get("stream") is True
         limit = _a_count(asked, "max_tokens") or tokens
-        text = answer(self.model, self.question, min(tokens, limit))
+        text = behaviour.says(self.model, self.question, min(tokens, limit))
         self._words = _pieces(text)
         choice = asked.get("tool_choice") or {}
         tools = asked.get("tools") or []
@@ -542,7 +551,7 @@ class _Messages(_Exchange):
         return _named({"type": "error", "error": {"type": "overloaded_error", "message": "the mock broke off"}})
 
 
-_DIALECTS: dict[str, Callable[[Json, int], _Exchange]] = {
+_DIALECTS: dict[str, Callable[[Json, Behaviour], _Exchange]] = {
     "/v1/chat/completions": _Chat,
     "/v1/completions": _TextCompletion,
     "/v1/embeddings": _Embeddings,

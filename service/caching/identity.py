@@ -81,9 +81,9 @@ def asked(
     All else is every field that is not neutral, the passages and instructions
     around the question, and the turns before the last one, except those that
     `keeping` lets go. Where they stay, `parents` stand for them if there are
-    any: what `parent` says of the entry that answered the turn before, looked
-    up by `history_key`. Two conversations whose turns were each found equal, and
-    answered with the same text, are then one.
+    any: what `parent` says of the entry that answered the turn before (that of
+    the request in `before`, or of which it is an alias). Two conversations whose
+    turns were each found equal, and answered with the same text, are then one.
     """
     rest = _normal(body)
     messages = rest["messages"]
@@ -107,22 +107,14 @@ def asked(
     return Question(text, _digest(rest, (*meaning, *marks)), layout, history)
 
 
-def history_key(body: dict[str, Any], meaning: Sequence[str]) -> str | None:
-    """Under what the parent of this request's last turn was noted: 64 hex digits over all before that turn. None for a
-    first turn, and where a turn is more than text."""
-    rest = _normal(body)
-    messages = rest["messages"]
+def before(body: dict[str, Any], meaning: Sequence[str]) -> tuple[str, str] | None:
+    """The `exact_key` of the request that the turn before this one answered, and the answer. None for a first turn, and
+    where a turn is more than text."""
+    messages = [_normal_message(message) for message in body["messages"]]
     turns = plain_turns(messages)
-    if not turns or turns[-1][0] != "assistant":
+    if not turns or len(turns) < 2 or turns[-1][0] != "assistant" or turns[-2][0] != "user":
         return None
-    rest["messages"] = messages[:-1]
-    return _digest(rest, (*meaning, "history"))
-
-
-def next_history_key(body: dict[str, Any], meaning: Sequence[str], answer: str) -> str | None:
-    """The `history_key` of whatever this caller asks next, once this request was answered with `answer`."""
-    said = [*body["messages"], {"role": "assistant", "content": answer}, {"role": "user", "content": ""}]
-    return history_key({**body, "messages": said}, meaning)
+    return exact_key({**body, "messages": body["messages"][:-2]}, meaning), turns[-1][1]
 
 
 def parent(entry_id: str, answer: str) -> str:

@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from service.caching.agreement import Agreement
 from service.caching.certificate import Label, Labeller
 
 Outcome = Literal["", "same", "different"]
@@ -22,8 +23,7 @@ class Lookup(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="loo
 
     `time` in seconds since the epoch. `asked` stands for the question and
     where it was asked, `entry` is the candidate's id. `cosine` in [-1, 1],
-    `chance` the verifier's P, `agreement` the eight numbers of
-    `agreement.Agreement`. `served`: it was a hit. `why` is the reason for the
+    `chance` the verifier's P. `served`: it was a hit. `why` is the reason for the
     decision, as in `Cache-Status`. `outcome` compares the candidate's answer
     with a fresh one; "" where there was none. The texts are there only where
     the endpoint allows it.
@@ -38,7 +38,7 @@ class Lookup(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="loo
     embedder: str
     verifier: str = ""
     chance: float | None = None
-    agreement: tuple[float, float, float, float, float, float, float, float] | None = None
+    agreement: Agreement | None = None
     served: bool = False
     why: str = ""
     outcome: Outcome = ""

@@ -29,7 +29,8 @@ SHIPPED = 0.01
 class Rule(msgspec.Struct, frozen=True):
     """A score at or above `cut` is served, one at or above `shadow` is recorded. What the score is follows from `by`:
     the cosine, the verifier's P, or log-odds by `fit`. `why`: what is missing for a certificate, where the endpoint has
-    a limit. `revision` names all of it: what was decided under another one is decided anew."""
+    a limit. `watched`: while audits let nothing be served, what scores at least this is compared in their place.
+    `revision` names all of it: what was decided under another one is decided anew."""
 
     by: Literal["cosine", "verifier", "fit"]
     cut: float
@@ -37,6 +38,9 @@ class Rule(msgspec.Struct, frozen=True):
     fit: Fit | None = None
     certified: bool = False
     why: str = ""
+    watched: float = math.inf
+    embedder: str = ""
+    verifier: str = ""
     revision: str = ""
 
 
@@ -57,7 +61,8 @@ def rule(
     else:
         found = _limited(limit, verifier, embedder, tuned, watch)
     trained = "" if verifier is None else verifier.revision
-    named = msgspec.json.encode([embedder, trained, found])
+    found = msgspec.structs.replace(found, embedder=embedder, verifier=trained)
+    named = repr(msgspec.structs.astuple(found)).encode()
     return msgspec.structs.replace(found, revision=blake2b(named, digest_size=8).hexdigest())
 
 
@@ -67,9 +72,11 @@ def _limited(limit: float, verifier: Verifier | None, embedder: str, tuned: Tune
     if tuned is not None and tuned.certificate is not None and not why:
         certified = tuned.certificate.cut
         cut: float | None = certified
+        strictest = tuned.curve.cuts[min(range(len(tuned.curve.cuts)), key=tuned.curve.wrong.__getitem__)]
         if watch is not None and watch.certified == certified and watch.limit == tuned.certificate.limit:
             cut = watch.cut
-        return Rule("fit", math.inf if cut is None else cut, certified, tuned.fit, certified=True)
+        now = math.inf if cut is None else cut
+        return Rule("fit", now, certified, tuned.fit, certified=True, watched=strictest)
     if verifier is None:
         # Nothing is known of these vectors. What an even chance would serve is recorded.
         return Rule("fit", math.inf, 0.0, default_fit(verifier=False, agreement=True), why=why)

@@ -37,20 +37,23 @@ def read(payload: bytes) -> StoredQuestion:
     return StoredQuestion(payload.decode("utf-8", "replace"))
 
 
-def sketched(completion: Completion) -> bytes:
-    """Of what the answer says, its calls included; of nothing where it has several choices, or none."""
+def answer_text(completion: Completion) -> str:
+    """What the answer says, its calls included; nothing where it has several choices, or none."""
     try:
         choices = msgspec.json.decode(completion.body, type=_Reply).choices
-    except (msgspec.DecodeError, RecursionError):
-        return b""
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
     if len(choices) != 1:
-        return b""
+        return ""
     message = choices[0].message
     said = message.content if isinstance(message.content, str) else ""
-    if message.tool_calls:
-        said += "\n" + msgspec.json.encode(
-            [call.get("function") for call in message.tool_calls if isinstance(call, dict)]
-        ).decode("utf-8", "replace")
+    calls = [call.get("function") for call in message.tool_calls or () if isinstance(call, dict)]
+    return f"{said}\n{msgspec.json.encode(calls).decode()}" if calls else said
+
+
+def sketched(completion: Completion) -> bytes:
+    """Of the answer's text; b"" of none."""
+    said = answer_text(completion)
     return sketch(said) if said else b""
 
 

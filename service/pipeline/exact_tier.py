@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from backends.exact.base import ExactStore
-from models.completion import Completion, Entry
+from models.completion import Completion, Entry, Usage
 from models.errors import BackendError
 from service.context import Context
 from service.pipeline.health import READING, WRITING, Health
@@ -46,31 +46,54 @@ class ExactTier:
         self._in_vain = ("", "")  # what was asked for last without an answer
 
     async def lookup(self, context: Context, key: str) -> Entry | None:
-        """The live entry, no older than the request's `max-age`."""
+        """What lies under the key and may be served: an entry that is fresh or may be served stale, or an alias."""
         started = time.perf_counter()
         endpoint = context.endpoint.name
-        entry = await self.again(context, key)
+        try:
+            entry = await self.read(context, key)
+        except (BackendError, TimeoutError):
+            entry = None
         if self.health.failing(READING):
             self._metrics.cache_lookups.add((endpoint, "exact", "error"))
             return None
-        self._metrics.cache_lookups.add((endpoint, "exact", "miss" if entry is None else "hit"))
+        result = "miss" if entry is None else "alias" if entry.alias_of else "hit"
+        self._metrics.cache_lookups.add((endpoint, "exact", result))
         self._metrics.cache_lookup_seconds.observe(("exact",), time.perf_counter() - started)
         return entry
 
     async def again(self, context: Context, key: str) -> Entry | None:
-        """A look-up that is not counted: the request was."""
+        """A look-up of a fresh entry that is not counted: the request was."""
         try:
-            return await self.fetch(context, key)
+            entry = await self.read(context, key)
         except (BackendError, TimeoutError):
             return None
+        return entry if entry is not None and not entry.alias_of and fresh(entry, context, self._clock()) else None
 
-    async def fetch(self, context: Context, key: str) -> Entry | None:
-        """The same; raises `BackendError` or `TimeoutError`."""
+    async def read(self, context: Context, key: str) -> Entry | None:
+        """The same, an alias as well, and what may be served stale. Raises `BackendError` or `TimeoutError`."""
         value = await self._read(namespace(context), key)
         if value is None:
             return None
         entry = decoded(value)
-        return entry if entry is not None and fresh(entry, context, self._clock()) else None
+        return entry if entry is not None and usable(entry, context, self._clock()) else None
+
+    async def canonical(self, context: Context, key: str) -> str:
+        """The key of the entry that stands for `key`: its own, unless it is an alias."""
+        try:
+            value = await self._read(namespace(context), key)
+        except (BackendError, TimeoutError):
+            return key
+        entry = None if value is None else decoded(value)
+        return key if entry is None else entry.alias_of or key
+
+    async def last(self, context: Context, key: str) -> Entry | None:
+        """The answer that lies under the key, however old it is."""
+        try:
+            value = await self._read(namespace(context), key)
+        except (BackendError, TimeoutError):
+            return None
+        entry = None if value is None else decoded(value)
+        return None if entry is None or entry.alias_of else entry
 
     async def look(self) -> None:
         """Asks what was asked in vain: a recovery is heard of without a request, too."""
@@ -93,12 +116,19 @@ class ExactTier:
         return value
 
     def entry(
-        self, context: Context, key: str, completion: Completion, upstream: str, *, masked: bool = False
+        self,
+        context: Context,
+        key: str,
+        completion: Completion,
+        upstream: str,
+        *,
+        masked: bool = False,
+        question: str = "",
     ) -> Entry:
         """The entry as it is kept and served: its TTL absolute, shortened by the jitter."""
         now = self._clock()
         ttl = context.directives.ttl * (1.0 - context.endpoint.ttl_jitter * self._random())
-        return Entry(completion, now, now + ttl, key, upstream, context.acted, masked)
+        return Entry(completion, now, now + ttl, key, upstream, context.acted, masked, question)
 
     async def keep(self, context: Context, entry: Entry, *, asked_at: float) -> bool:
         """Whether the entry is in the store now, where every worker sees it.
@@ -113,6 +143,20 @@ class ExactTier:
         newer = await self.again(context, entry.entry_id)
         if newer is not None and newer.created_at > asked_at:
             return False
+        return await self._put(context, entry, ttl + context.endpoint.stale)
+
+    async def alias(self, context: Context, key: str, entry: Entry, *, similarity: float, rule: str) -> None:
+        """Notes that the request of `key` is answered by `entry`, as long as that is fresh: asked again, it is found
+        without an embedding, and what is asked after it knows what came before."""
+        now = self._clock()
+        if entry.expires_at > now:
+            nothing = Completion(b"", entry.completion.model, Usage())
+            noted = Entry(
+                nothing, now, entry.expires_at, key, "", alias_of=entry.entry_id, similarity=similarity, rule=rule
+            )
+            await self._put(context, noted, entry.expires_at - now)
+
+    async def _put(self, context: Context, entry: Entry, ttl: float) -> bool:
         try:
             self.health.ask(WRITING)
             async with asyncio.timeout(_WRITE_DEADLINE):
@@ -141,5 +185,10 @@ def namespace(context: Context) -> str:
 
 
 def fresh(entry: Entry, context: Context, now: float) -> bool:
+    return now < entry.expires_at and usable(entry, context, now)
+
+
+def usable(entry: Entry, context: Context, now: float) -> bool:
+    """Fresh, or stale and yet to be served while a fresh one is asked for (RFC 5861)."""
     max_age = context.directives.max_age
-    return now < entry.expires_at and (max_age is None or now - entry.created_at <= max_age)
+    return now < entry.expires_at + context.endpoint.stale and (max_age is None or now - entry.created_at <= max_age)

@@ -44,13 +44,20 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Linked(msgspec.Struct):
-    """What leads to an entry. `text` is its own question where one is stored. Not `whole`: time ran out before
+    """What leads to an entry: its `own` vectors and those of other questions (`near`), and keys of requests that are
+    answered by it (`noted`). `text` is its own question where one is stored. Not `whole`: time ran out before
     everything was looked at."""
 
     text: str | None = None
     own: list[StoredVector] = []
-    aliases: list[StoredVector] = []
+    near: list[StoredVector] = []
+    noted: list[str] = []
     whole: bool = True
+
+    @property
+    def aliases(self) -> set[str]:
+        """The keys of all other requests that lead to it."""
+        return {*self.noted, *(stored.entry_id for stored in self.near)}
 
 
 def likely_namespaces(endpoints: Iterable[str], keys: Sequence[VirtualKey]) -> list[str]:
@@ -93,20 +100,29 @@ async def places(
     return found, listed
 
 
-async def linked(vectors: VectorStore, place: Place, entry_id: str, *, walking: float = _WALKING) -> Linked:
-    """The vectors that lead to an entry, its own and those of its aliases. Raises `BackendError`."""
+async def linked(
+    store: ExactStore, vectors: VectorStore | None, place: Place, entry_id: str, *, walking: float = _WALKING
+) -> Linked:
+    """What leads to an entry, looked for in its namespace of both stores. Raises `BackendError`."""
     found = Linked()
-    # An entry that does not say in which namespace its question lies was written by an earlier version.
+    # An entry that does not say in which namespace its question lies has none, or was written by an earlier version.
     where = f"{place.namespace}/{place.entry.question}" if place.entry.question else place.namespace
+    mark = entry_id.encode()
     try:
         async with asyncio.timeout(walking):
-            async for stored in vectors.entries(where):
-                question = read(stored.payload)
-                if stored.entry_id == entry_id:
-                    found.own.append(stored)
-                    found.text = question.text
-                elif question.alias_of == entry_id:
-                    found.aliases.append(stored)
+            if vectors is not None:
+                async for stored in vectors.entries(where):
+                    question = read(stored.payload)
+                    if stored.entry_id == entry_id:
+                        found.own.append(stored)
+                        found.text = question.text
+                    elif question.alias_of == entry_id:
+                        found.near.append(stored)
+            async for kept in store.entries(place.namespace):
+                if kept.namespace == place.namespace and mark in kept.value:
+                    alias = entry_of(kept.value)
+                    if alias is not None and alias.alias_of == entry_id:
+                        found.noted.append(kept.key)
     except TimeoutError:
         found.whole = False
     return found
@@ -116,21 +132,17 @@ async def removed(
     store: ExactStore, vectors: VectorStore | None, place: Place, entry_id: str
 ) -> tuple[bool, int, bool]:
     """Takes an entry out of both stores, and what was aliased to it: whether it was still there, how many aliases went,
-    and whether all of them were found. Raises `BackendError`; then what is left leads nowhere."""
+    and whether all of them were found. A question that was given an answer of its own keeps that, and is no longer
+    found by likeness. Raises `BackendError`; then what is left leads nowhere."""
     gone = await store.delete(place.namespace, entry_id)
-    if vectors is None:
-        return gone, 0, True
-    if place.entry.question:
+    if vectors is not None and place.entry.question:
         await vectors.delete(f"{place.namespace}/{place.entry.question}", entry_id)
-    found = await linked(vectors, place, entry_id)
-    for stored in found.own:
-        await vectors.delete(stored.namespace, stored.entry_id)
-    for stored in found.aliases:
-        value = await store.get(place.namespace, stored.entry_id)
-        alias = None if value is None else entry_of(value)
-        if alias is not None and alias.alias_of == entry_id:  # else it was given an answer of its own since
-            await store.delete(place.namespace, stored.entry_id)
-        await vectors.delete(stored.namespace, stored.entry_id)
+    found = await linked(store, vectors, place, entry_id)
+    for key in found.noted:
+        await store.delete(place.namespace, key)
+    for stored in (*found.own, *found.near):
+        if vectors is not None:
+            await vectors.delete(stored.namespace, stored.entry_id)
     return gone, len(found.aliases), found.whole
 
 

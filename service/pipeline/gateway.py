@@ -5,6 +5,7 @@ a `GatewayError`, and the client is told.
 """
 
 import asyncio
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,15 +20,18 @@ from models.request import Request
 from service.caching import passages
 from service.caching.assembly import Assembly
 from service.caching.eligibility import judge, keepable, names_a_container, not_semantic
-from service.caching.identity import STATEFUL, STATEFUL_BEYOND, Question, exact_key
+from service.caching.identity import STATEFUL, STATEFUL_BEYOND, Question, before, exact_key, parent
 from service.caching.identity import asked as question_of
+from service.caching.rule import Rule
 from service.caching.single_flight import Flight, FlightChunk, Flights
+from service.caching.stored import says_the_same
 from service.context import Context, Directives, Endpoint, Limits
 from service.pipeline.admit import admit
 from service.pipeline.authenticate import authenticate, credential_mark
 from service.pipeline.call import Begun, Switchboard, call
 from service.pipeline.exact_tier import ExactTier, fresh
 from service.pipeline.lead import Lead, Leads
+from service.pipeline.outcomes import Outcomes, belongs, sketch
 from service.pipeline.reserve import Reservation, reserve
 from service.pipeline.screen import Screens, StreamedAnswer
 from service.pipeline.semantic_tier import Found, SemanticTier
@@ -36,6 +40,8 @@ from service.routing.aliases import Aliases, Route
 from service.routing.balance import Standing
 from service.telemetry.metrics import Metrics
 from service.telemetry.recorder import Recorder
+
+log = logging.getLogger("keepgate.gateway")
 
 # Past this many bytes the event loop gets a turn between two steps over the whole body.
 _LARGE = 256 * 1024
@@ -73,6 +79,7 @@ class Gateway:
         screens: Screens,
         flights: Flights,
         leads: Leads | None,
+        outcomes: Outcomes,
         limits: Limits,
         metrics: Metrics,
         recorder: Recorder | None,
@@ -93,6 +100,7 @@ class Gateway:
         self._keys_required = keys_required
         self._secret = secret
         self._flights = flights
+        self._outcomes = outcomes
         self._leads = leads  # None: no other process shares the exact store
         self.board = Switchboard(upstreams, standings, metrics)
 
@@ -135,8 +143,17 @@ class Gateway:
             raise RequestError("the body is nested too deeply") from None
 
         if asked.lookup:
+            context.audit = self._outcomes.draw(context)
             entry = await self.exact.lookup(context, key)
+            if entry is not None and entry.alias_of:
+                entry = await self._canonical(entry, context)
+                if entry is not None:
+                    return Hit(entry)
             if entry is not None:
+                if not fresh(entry, context, self.exact.now()):
+                    context.detail = "stale"
+                    if not asked.only_if_cached:
+                        self._refresh(request, context, route, choice, key, meaning)
                 return await self._hit(entry, request, context)
         if asked.only_if_cached:
             # With no-cache as well nothing may answer, and nothing is sent upstream either.
@@ -155,6 +172,31 @@ class Gateway:
         if not entry.masked:
             return Hit(entry)
         return Hit(entry, await self.screens.issued(request, context))
+
+    async def _canonical(self, alias: Entry, context: Context) -> Entry | None:
+        """What the request was found to be another wording of, where the endpoint would decide so again."""
+        asked = context.directives
+        if self.semantic is None or asked.mode != "semantic" or alias.similarity < asked.threshold or context.audit:
+            return None
+        if alias.rule != self.semantic.rule(context).revision:
+            return None
+        entry = await self.exact.again(context, alias.alias_of)
+        if entry is None or entry.masked:
+            return None
+        context.outcome, context.detail, context.similarity = "semantic", "alias", alias.similarity
+        context.acted = entry.acted
+        self.metrics.cache_lookups.add((context.endpoint.name, "semantic", "hit"))
+        return entry
+
+    def _refresh(
+        self, request: Request, context: Context, route: Route, choice: Choice, key: str, meaning: tuple[str, ...]
+    ) -> None:
+        """Asks for a fresh answer in the background, once however many are served the stale one."""
+        asked = msgspec.structs.replace(context.directives, lookup=False, max_age=None)
+        together = ("refresh", *_together(context, key, asked))
+        if asked.store and self._flights.joinable(together) is None:
+            again = msgspec.structs.replace(context, directives=asked, audit=False, outcome="miss", detail="")
+            self._lead(request, again, route, choice, key=key, meaning=meaning, together=together)
 
     async def _coalesce(
         self,
@@ -214,6 +256,7 @@ class Gateway:
     ) -> None:
         asked = context.directives
         lead: Lead | None = None
+        original = request
         try:
             if together is not None and key is not None:
                 taken = (
@@ -233,15 +276,29 @@ class Gateway:
             request = screened.request
             flight.issued, flight.acted = screened.issued, context.acted
 
-            asking = None if key is None else self._question(request, context, flight, meaning)
+            asking = None if key is None else await self._question(request, context, flight, meaning, original)
             found = Found()
+            rule = Rule("cosine", 1.0) if self.semantic is None else self.semantic.rule(context)
             if asking is not None and self.semantic is not None and asked.lookup:
                 found = await self.semantic.lookup(context, asking)
-                flight.detail, flight.similarity = found.detail, found.rejected
-                if found.entry is not None and asked.mode == "semantic":
+                flight.detail, flight.similarity, flight.shadow = found.detail, found.rejected, found.shadow
+                if found.entry is not None and key is not None and asked.mode == "semantic":
                     flight.similarity = found.similarity
                     flight.acted = _joined(context.acted, found.entry.acted)
                     self._land(flight, together, found.entry, hit="semantic")
+                    if lead is not None:
+                        await lead.end()
+                        lead = None
+                    if not fresh(found.entry, context, self.exact.now()):
+                        self._refresh(original, context, route, choice, key, meaning)
+                    elif not flight.issued and screened.keepable and asked.store:
+                        await self._alias(context, key, found, rule)
+                    if not context.audit:
+                        await self._outcomes.note(context, asking, found, rule)
+                        return
+                    await self._outcomes.audited(
+                        context, asking, found, rule, lambda: self._asked_anew(request, context, route, choice)
+                    )
                     return
                 if found.entry is not None:
                     flight.detail, flight.shadow = "shadow", found.similarity
@@ -252,19 +309,33 @@ class Gateway:
 
             led_to = f"{flight.upstream}/{flight.upstream_model}"
             entry = self.exact.entry(
-                context, key or "", completion, led_to, masked=_holds(completion.body, flight.issued)
+                context,
+                key or "",
+                completion,
+                led_to,
+                masked=_holds(completion.body, flight.issued),
+                question="" if asking is None else asking.namespace,
             )
             keepable = keepable and screened.keepable and asked.store
             if key is None or not keepable or not self._may_keep(completion, request, context, route, flight):
                 self._land(flight, together, entry)
+                if asking is not None:
+                    await self._outcomes.note(context, asking, found, rule)
                 return
             flight.finish(entry)
-            if await self.exact.keep(context, entry, asked_at=asked_at):
+            stale = None if asked.lookup else await self.exact.last(context, key)
+            kept = await self.exact.keep(context, entry, asked_at=asked_at)
+            if kept:
                 self._flights.close(together, flight)
-                # An embedder that was down a moment ago is not waited for again.
-                if asking is not None and self.semantic is not None and found.detail != "degraded":
-                    await self.semantic.keep(context, asking, found.vector, entry)
+            if lead is not None:
+                await lead.end()
+                lead = None
+            if stale is not None or asking is not None:
+                await self._learn(context, asking, found, rule, entry, stale, kept=kept)
         except GatewayError as error:
+            if flight.ended:
+                log.info("what was asked in the background was not answered: %s", error.code)
+                return
             flight.acted = context.acted
             flight.fail(error)
         except RecursionError:
@@ -272,6 +343,43 @@ class Gateway:
         finally:
             if lead is not None:
                 await lead.end()
+
+    async def _alias(self, context: Context, key: str, found: Found, rule: Rule) -> None:
+        entry, similarity = found.entry, found.similarity
+        if entry is not None and similarity is not None and not entry.masked:
+            await self.exact.alias(context, key, entry, similarity=similarity, rule=rule.revision)
+
+    async def _learn(
+        self,
+        context: Context,
+        asking: Question | None,
+        found: Found,
+        rule: Rule,
+        entry: Entry,
+        stale: Entry | None,
+        *,
+        kept: bool,
+    ) -> None:
+        """Compares a fresh answer with what was kept before it, and makes it findable by its question."""
+        drawn = await sketch(entry.completion)
+        if stale is not None:
+            same = says_the_same(drawn, await sketch(stale.completion))
+            outcome = {True: "same", False: "different", None: "unknown"}[same]
+            self.metrics.cache_refreshes.add((context.endpoint.name, outcome))
+        if asking is None or self.semantic is None:
+            return
+        # An embedder that was down a moment ago is not waited for again.
+        if kept and found.detail != "degraded":
+            alias_of = belongs(found.look, drawn, self.semantic.verifier)
+            await self.semantic.keep(context, asking, found.vector, entry, sketch=drawn, alias_of=alias_of)
+        await self._outcomes.missed(context, asking, found, rule, entry.completion, drawn)
+
+    async def _asked_anew(self, request: Request, context: Context, route: Route, choice: Choice) -> Completion:
+        """The upstream's answer to what a hit was served for. Nobody sees it, and it is paid for like any other."""
+        apart = msgspec.structs.replace(context)
+        flight = Flight(streamed=request.stream)
+        completion, _ = await self._called(request, apart, flight, route, choice, reserve(apart))
+        return completion
 
     def _left(self) -> None:
         self.users -= 1
@@ -363,14 +471,16 @@ class Gateway:
             return await self._hit(entry, request, context)
         context.outcome = "miss"
         flight = Flight(streamed=False)
+        original = request
         if meaning is not None and self.semantic is not None:
             screened = await self.screens.request(request, context, choice)
             request, flight.issued = screened.request, screened.issued
-        asking = None if meaning is None else self._question(request, context, flight, meaning)
+        asking = None if meaning is None else await self._question(request, context, flight, meaning, original)
         context.detail = flight.detail
         if asking is not None and self.semantic is not None:
             found = await self.semantic.lookup(context, asking)
             context.detail, context.similarity = found.detail, found.rejected
+            context.shadow = found.shadow
             if found.entry is not None and context.directives.mode == "semantic":
                 context.outcome, context.similarity = "semantic", found.similarity
                 context.acted = _joined(context.acted, found.entry.acted)
@@ -379,10 +489,11 @@ class Gateway:
                 context.detail, context.shadow = "shadow", found.similarity
         raise NotCached("no cached answer, and the request said only-if-cached")
 
-    def _question(
-        self, request: Request, context: Context, flight: Flight, meaning: tuple[str, ...]
+    async def _question(
+        self, request: Request, context: Context, flight: Flight, meaning: tuple[str, ...], original: Request
     ) -> Question | None:
-        """What the semantic tier compares; None with the reason in the flight's `detail`."""
+        """What the semantic tier compares; None with the reason in the flight's `detail`. `original` is the request as
+        it came, which the turns before it were known by."""
         if self.semantic is None or context.directives.mode not in ("semantic", "shadow"):
             return None
         endpoint = context.endpoint
@@ -391,7 +502,10 @@ class Gateway:
             # Two questions that mask different values are different questions.
             masked = sorted(flight.issued)
             template = None if endpoint.question_pattern is None else passages.template(endpoint.question_pattern)
-            asking = question_of(request.body, (*meaning, *masked), keeping=endpoint.context, template=template)
+            parents = await self._parents(original, context, meaning)
+            asking = question_of(
+                request.body, (*meaning, *masked), keeping=endpoint.context, template=template, parents=parents
+            )
             if isinstance(asking, str):
                 reason = asking
             else:
@@ -400,6 +514,14 @@ class Gateway:
                     return asking
         flight.detail = reason
         return None
+
+    async def _parents(self, request: Request, context: Context, meaning: tuple[str, ...]) -> tuple[str, ...]:
+        """What stands for the turns before the last: the entry that answered them, which may be another wording's."""
+        turn_before = before(request.body, meaning)
+        if turn_before is None:
+            return ()
+        key, answer = turn_before
+        return (parent(await self.exact.canonical(context, key), answer),)
 
     def _meaning(self, request: Request, context: Context, route: Route, choice: Choice) -> tuple[str, ...]:
         meaning = (request.operation, route.identity, choice.revision, *context.meaning)
@@ -421,7 +543,7 @@ def _holds(body: bytes, issued: Mapping[str, str]) -> bool:
     return len(issued) > _MANY or any(placeholder[1:-1].encode() in body for placeholder in issued)
 
 
-def _together(context: Context, key: str, asked: Directives) -> Hashable:
+def _together(context: Context, key: str, asked: Directives) -> tuple[Hashable, ...]:
     """What two requests must have in common to share a flight."""
     return (context.endpoint.name, context.caller.partition, key, asked)
 

@@ -6,9 +6,11 @@ goes on as a miss.
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from hashlib import blake2b
 
 import msgspec
 
@@ -16,10 +18,11 @@ from backends.embedding.base import Embedder
 from backends.vector.base import Neighbor, Vector, VectorStore
 from models.completion import Entry
 from models.errors import BackendError, ConfigError, TextRefused, TextTooLong
+from service.caching.agreement import LOOKED_AT, SKETCH, Agreement, agreement, alike
 from service.caching.features import Prepared, prepare
 from service.caching.identity import Question
-from service.caching.rule import Rule
-from service.caching.threshold import near_enough, nearest_rejected
+from service.caching.rule import THRESHOLD, Rule
+from service.caching.stored import StoredQuestion, payload, read
 from service.caching.verifier import Verifier
 from service.caching.vetoes import conflict
 from service.context import Context
@@ -28,22 +31,50 @@ from service.pipeline.health import READING, WRITING, Health
 from service.telemetry.metrics import Metrics
 
 _CANDIDATES = 10
-# Where nobody said what is near enough and no verifier knows the embedder.
-_THRESHOLD = 0.92
+# Less similar ones are no candidates for anybody: nothing is noted of them.
+_WORTH_NOTING = 0.5
 _PREPARED = 10_000  # stored questions that are read once
 _RELOAD_EVERY = 30.0
 _TRY_AGAIN_EVERY = 2.0
 _WRITE_DEADLINE = 5.0
 
 
+class Look(msgspec.Struct, frozen=True):
+    """The candidate that a look-up came down to. `entry` is whose answer it would be served, `score` what the rule cuts
+    at, if it looked at it."""
+
+    entry: str
+    stored: StoredQuestion
+    cosine: float
+    chance: float | None = None
+    agreement: Agreement | None = None
+    score: float = -math.inf
+
+
 class Found(msgspec.Struct):
-    """`similarity` is the hit's, `rejected` that of the nearest entry not served. `detail` says why there is no hit."""
+    """`similarity` is the hit's, `rejected` that of the nearest entry not served, `shadow` that of one the endpoint's
+    limit may not serve yet. `detail` says why there is no hit. `look` is there if anything was near."""
 
     entry: Entry | None = None
     similarity: float | None = None
     rejected: float | None = None
+    shadow: float | None = None
     vector: Vector | None = None
     detail: str = ""
+    alias: bool = False
+    look: Look | None = None
+
+
+class Judged(msgspec.Struct):
+    """Places of neighbours that may answer, the likeliest first; of the first that nothing vetoes; of one that may only
+    be recorded; and why none may answer. `chances` are the verifier's by place, where it was asked."""
+
+    allowed: list[int] = []
+    first: int | None = None
+    shadow: int | None = None
+    reason: str = ""
+    chances: dict[int, float] = {}
+    look: Look | None = None
 
 
 class SemanticTier:
@@ -96,17 +127,21 @@ class SemanticTier:
         return True
 
     async def lookup(self, context: Context, question: Question) -> Found:
-        """The best entry at or above the request's threshold that is still there and fresh enough."""
+        """The best entry that the endpoint's rule lets answer, and that is still there and fresh enough."""
         if not self.loaded:
             return Found(detail="embedder-loading" if not self.settled else "degraded")
         started = time.perf_counter()
         endpoint = context.endpoint.name
+        rule = self.rule(context)
+        noting = context.endpoint.lookups != "off" or rule.by == "fit"
         found = Found()
         try:
-            found.vector, neighbors = await self._nearest(question.text, self._namespace(context, question))
-            allowed, vetoed = self._judged(context, question.text, neighbors)
-            found.rejected = nearest_rejected(neighbors, allowed)
-            found.entry, found.similarity = await self._live(context, allowed)
+            where = self._namespace(context, question)
+            found.vector, neighbors = await self._nearest(question.text, where, LOOKED_AT if noting else _CANDIDATES)
+            judged = judge(question.text, neighbors, rule, self.verifier, context.directives.threshold)
+            allowed = set(judged.allowed)
+            found.rejected = next((near.similarity for at, near in enumerate(neighbors) if at not in allowed), None)
+            served = await self._live(context, neighbors, judged, found)
         except TextRefused as error:
             return Found(detail="too-long" if isinstance(error, TextTooLong) else "not-text")
         except (BackendError, TimeoutError):
@@ -114,19 +149,38 @@ class SemanticTier:
             found.detail = "degraded"
             return found
         hit = found.entry is not None
-        missed = vetoed or ("no-neighbor" if found.rejected is None else "below-threshold")
-        found.detail = "semantic" if hit else missed
+        about = served if hit else judged.first if judged.shadow is None else judged.shadow
+        if noting and about is not None:
+            reuse = judged.look if about == judged.first else None
+            found.look = reuse or look_at(
+                _prepared(question.text), neighbors, about, rule, self.verifier, judged.chances
+            )
+        if hit:
+            found.detail = "alias" if found.alias else "semantic"
+        elif judged.shadow is not None:
+            found.shadow = neighbors[judged.shadow].similarity
+            found.detail = "tightened" if rule.certified else "not-certified"
+        else:
+            found.detail = judged.reason or ("no-neighbor" if found.rejected is None else "below-threshold")
         self._metrics.cache_lookups.add((endpoint, "semantic", "hit" if hit else "miss"))
         self._metrics.cache_lookup_seconds.observe(("semantic",), time.perf_counter() - started)
         return found
+
+    def rule(self, context: Context) -> Rule:
+        found = self.rules.get(context.endpoint.name)
+        if found is not None:
+            return found
+        # An endpoint of a configuration that is going out of use.
+        threshold = context.endpoint.threshold
+        return Rule("cosine", THRESHOLD if threshold is None else threshold)
 
     async def look(self) -> None:
         """Asks what was asked in vain: a recovery is heard of without a request, too."""
         if self.loaded and (self._embedding.failing(READING) or self._searching.failing(READING)):
             with contextlib.suppress(BackendError, TimeoutError):
-                await self._nearest(*self._in_vain)
+                await self._nearest(*self._in_vain, 1)
 
-    async def _nearest(self, text: str, where: str) -> tuple[Vector, Sequence[Neighbor]]:
+    async def _nearest(self, text: str, where: str, limit: int) -> tuple[Vector, Sequence[Neighbor]]:
         """The text's vector and what is near it. Raises `BackendError` or `TimeoutError`, and the part that failed is
         known: where time ran out, the one that took most of it."""
         self._searching.ask(READING)
@@ -140,7 +194,7 @@ class SemanticTier:
                 if time.monotonic() < began + self._deadline / 2:
                     self._embedding.works(READING)
                     late = asked
-                neighbors = await self.vectors.nearest(where, vector, limit=_CANDIDATES)
+                neighbors = await self.vectors.nearest(where, vector, limit=limit)
         except TextRefused:
             raise
         except (BackendError, TimeoutError) as error:
@@ -151,11 +205,21 @@ class SemanticTier:
         self._searching.works(READING)
         return vector, neighbors
 
-    async def keep(self, context: Context, question: Question, vector: Vector | None, entry: Entry) -> None:
-        """Makes the entry findable by its question. `vector` is the question's where it was embedded before."""
+    async def keep(
+        self,
+        context: Context,
+        question: Question,
+        vector: Vector | None,
+        entry: Entry,
+        *,
+        sketch: bytes = b"",
+        alias_of: str = "",
+    ) -> None:
+        """Makes the entry findable by its question, or the one that it is an alias of. `vector` is the question's where
+        it was embedded before, `sketch` the answer's."""
         if not self.loaded:
             return
-        ttl = entry.expires_at - self._clock()
+        ttl = entry.expires_at + context.endpoint.stale - self._clock()
         if ttl <= 0:
             return
         asked, activity = self._embedding, READING
@@ -168,47 +232,134 @@ class SemanticTier:
             asked, activity = self._searching, WRITING
             asked.ask(activity)
             where = self._namespace(context, question)
+            kept = payload(StoredQuestion(question.text, sketch, alias_of))
             async with asyncio.timeout(_WRITE_DEADLINE):
-                await self.vectors.upsert(where, entry.entry_id, vector, question.text.encode(), ttl=ttl)
+                await self.vectors.upsert(where, entry.entry_id, vector, kept, ttl=ttl)
             asked.works(activity)
         except TextRefused:
             return
         except (BackendError, TimeoutError) as error:
             asked.failed(activity, error)
 
-    def _judged(self, context: Context, text: str, neighbors: Sequence[Neighbor]) -> tuple[list[Neighbor], str]:
-        """Those that may answer, the likeliest first, and why the most similar of the others may not."""
-        verifier = None if context.endpoint.threshold is not None else self.verifier
-        least = context.directives.threshold
-        if verifier is None and context.endpoint.threshold is None:
-            least = max(least, _THRESHOLD)
-        near = near_enough(neighbors, threshold=least)
-        if not near:
-            return [], ""
-        asked = prepare(text)
-        stored = [_prepared(neighbor.payload) for neighbor in near]
-        reasons = [conflict(asked, one) or "" for one in stored]
-        allowed = [neighbor for neighbor, reason in zip(near, reasons, strict=True) if not reason]
-        if verifier is not None:
-            cosines = [neighbor.similarity for neighbor in near]
-            likely = verifier.probabilities(asked, stored, cosines)
-            cut = verifier.cut()
-            reasons = [reason or ("" if p >= cut else "verifier") for reason, p in zip(reasons, likely, strict=True)]
-            ranked = sorted(zip(likely, range(len(near)), strict=True), key=lambda one: (-one[0], one[1]))
-            allowed = [near[place] for _, place in ranked if not reasons[place]]
-        return allowed, next((reason for reason in reasons if reason), "")
-
-    async def _live(self, context: Context, neighbors: Sequence[Neighbor]) -> tuple[Entry | None, float | None]:
-        for neighbor in neighbors:
-            entry = await self._exact.fetch(context, neighbor.entry_id)
-            if entry is not None:
-                return entry, neighbor.similarity
-        return None, None
+    async def _live(self, context: Context, neighbors: Sequence[Neighbor], judged: Judged, found: Found) -> int | None:
+        """Puts the first allowed one that is still there into `found`; its place."""
+        for place in judged.allowed:
+            near = neighbors[place]
+            alias_of = read(near.payload).alias_of
+            entry = await self._exact.read(context, alias_of) if alias_of else None
+            found.alias = entry is not None
+            if entry is None:
+                entry = await self._exact.read(context, near.entry_id)
+            if entry is not None and not entry.alias_of:
+                found.entry, found.similarity = entry, near.similarity
+                return place
+        return None
 
     def _namespace(self, context: Context, question: Question) -> str:
         return f"{namespace(context)}/{question.namespace}"
 
 
+def judge(text: str, neighbors: Sequence[Neighbor], rule: Rule, verifier: Verifier | None, least: float) -> Judged:
+    """What the rule says of the nearest ten; none below the cosine `least` may answer."""
+    asked = _prepared(text)
+    near = neighbors[:_CANDIDATES]
+    judged = Judged()
+    if rule.by == "cosine":
+        _by_cosine(judged, asked, near, max(least, rule.cut))
+    elif rule.by == "verifier" and verifier is not None:
+        _by_chance(judged, asked, near, rule, verifier, least)
+    if judged.allowed and rule.by == "cosine":
+        judged.first = judged.allowed[0]
+    else:
+        judged.first = _first(asked, near)
+    if rule.by == "fit" and judged.first is not None:
+        judged.look = look_at(asked, neighbors, judged.first, rule, verifier)
+        if near[judged.first].similarity >= least and judged.look.score >= rule.cut:
+            judged.allowed.append(judged.first)
+        elif near[judged.first].similarity >= least and judged.look.score >= rule.shadow:
+            judged.shadow = judged.first
+    return judged
+
+
+def _by_cosine(judged: Judged, asked: Prepared, near: Sequence[Neighbor], cut: float) -> None:
+    for place, one in enumerate(near):
+        if one.similarity < cut:
+            break
+        vetoed = conflict(asked, _prepared(read(one.payload).text))
+        if vetoed:
+            judged.reason = judged.reason or vetoed
+        else:
+            judged.allowed.append(place)
+
+
+def _by_chance(
+    judged: Judged, asked: Prepared, near: Sequence[Neighbor], rule: Rule, verifier: Verifier, least: float
+) -> None:
+    stored = [_prepared(read(one.payload).text) for one in near]
+    chances = verifier.probabilities(asked, stored, [one.similarity for one in near])
+    judged.chances = dict(enumerate(chances))
+    worth = min(rule.cut, rule.shadow)
+    for chance, place in sorted((-chance, place) for place, chance in enumerate(chances) if chance >= worth):
+        if near[place].similarity < least:
+            continue
+        vetoed = conflict(asked, stored[place])
+        if vetoed:
+            judged.reason = judged.reason or vetoed
+        elif -chance >= rule.cut:
+            judged.allowed.append(place)
+        elif judged.shadow is None:
+            judged.shadow = place
+    if not judged.reason and any(chances):
+        judged.reason = "verifier"
+
+
+def _first(asked: Prepared, near: Sequence[Neighbor]) -> int | None:
+    for place, one in enumerate(near):
+        if one.similarity < _WORTH_NOTING:
+            return None
+        if not conflict(asked, _prepared(read(one.payload).text)):
+            return place
+    return None
+
+
+def look_at(
+    asked: Prepared,
+    neighbors: Sequence[Neighbor],
+    place: int,
+    rule: Rule,
+    verifier: Verifier | None,
+    chances: Mapping[int, float] | None = None,
+) -> Look:
+    """All that is known of a candidate: how likely it is, and whether those behind it answer the same. `chances` are
+    those known by place."""
+    one = neighbors[place]
+    stored = read(one.payload)
+    chance = None if chances is None else chances.get(place)
+    if verifier is not None and chance is None:
+        (chance,) = verifier.probabilities(asked, [_prepared(stored.text)], [one.similarity])
+    around = neighbors[place:LOOKED_AT]
+    agreed = agreement([other.similarity for other in around], alike([_sketch_of(other) for other in around]))
+    score = one.similarity if rule.by == "cosine" else chance
+    if rule.fit is not None:
+        score = rule.fit.score(one.similarity, chance, agreed)
+    return Look(
+        entry=stored.alias_of or one.entry_id,
+        stored=stored,
+        cosine=one.similarity,
+        chance=chance,
+        agreement=agreed,
+        score=-math.inf if score is None else score,
+    )
+
+
+def _sketch_of(neighbor: Neighbor) -> bytes:
+    """One that was kept without a sketch agrees with nothing but itself."""
+    kept = read(neighbor.payload).sketch
+    if len(kept) == SKETCH:
+        return kept
+    return (blake2b(neighbor.entry_id.encode(), digest_size=64).digest() * (SKETCH // 64 + 1))[:SKETCH]
+
+
 @lru_cache(maxsize=_PREPARED)
-def _prepared(payload: bytes) -> Prepared:
-    return prepare(payload.decode("utf-8", "replace"))  # the payload is the stored question
+def _prepared(text: str) -> Prepared:
+    return prepare(text)

@@ -19,6 +19,7 @@ from service.caching.assembly import usage_fields
 from service.caching.eligibility import keepable
 from service.caching.identity import STATEFUL, Question, exact_key
 from service.caching.single_flight import Flight
+from service.caching.stored import sketched
 from service.context import Caller, Context, Directives, Endpoint, Scope
 from service.governance import keys
 from service.pipeline.admit import admit
@@ -321,10 +322,14 @@ class _Warming:
             return
         completion = msgspec.structs.replace(completion, body=body)
         flight = Flight(streamed=False)
-        question = do._question(screened.request, context, flight, asked.meaning)  # noqa: SLF001  # to be public
-        entry = do.exact.entry(context, asked.key, completion, f"{asked.upstream}/{asked.model}")
-        if question is not None:
-            entry = msgspec.structs.replace(entry, question=question.namespace)
+        question = await do._question(screened.request, context, flight, asked.meaning, asked.request)  # noqa: SLF001  # to be public
+        entry = do.exact.entry(
+            context,
+            asked.key,
+            completion,
+            f"{asked.upstream}/{asked.model}",
+            question="" if question is None else question.namespace,
+        )
         renewed = await do.exact.again(context, asked.key) is not None
         if not await do.exact.keep(context, entry, asked_at=do.exact.now()):
             told.failed += 1
@@ -346,7 +351,7 @@ class _Warming:
             return "too-long"
         except BackendError:
             return DEGRADED
-        await semantic.keep(context, question, vector, entry)
+        await semantic.keep(context, question, vector, entry, sketch=sketched(entry.completion))
         degraded: Mapping[tuple[str, ...], float] = self._do.metrics.degraded.state()
         if degraded.get(("vector",)):
             return DEGRADED

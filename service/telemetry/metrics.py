@@ -67,6 +67,16 @@ class Metrics:
         self.cache_lookups = Counter(
             "keepgate_cache_lookups_total", "Lookups in a cache tier.", ("endpoint", "tier", "result")
         )
+        self.cache_audits = Counter(
+            "keepgate_cache_audits_total",
+            "Semantic hits that were asked upstream as well, by what came of it.",
+            ("endpoint", "outcome"),
+        )
+        self.cache_refreshes = Counter(
+            "keepgate_cache_refreshes_total",
+            "Entries asked for anew, by whether the answer had changed.",
+            ("endpoint", "outcome"),
+        )
         self.cache_similarity = Histogram(
             "keepgate_cache_similarity",
             "Cosine similarity of semantic hits, of the nearest rejected entry on misses, and of shadow hits.",

@@ -2,7 +2,8 @@
 
 A row never holds prompt text, a key or a vector. Rows wait in a bounded queue
 for a thread that writes them; when the sink is slow or fails they are dropped
-and counted, because a full disk must not become an outage.
+and counted, because a full disk must not become an outage. The log of look-ups
+is written in the same way.
 """
 
 import logging
@@ -102,16 +103,28 @@ class Recorder:
     A file is opened for appending when the recorder is made (OSError if that
     fails) and again after `reopen`, so that it can be rotated. Lines of
     several processes do not mix: a file is appended to in whole lines, and a
-    pipe is given no more at once than it takes in one piece.
+    pipe is given no more at once than it takes in one piece. A file of
+    `most` bytes is renamed to end in `.1` and its suffix, in the place of an
+    older one, and begun anew.
     """
 
-    def __init__(self, target: int | Path, *, limit: int = _LIMIT, every: float = _EVERY) -> None:
+    def __init__(
+        self,
+        target: int | Path,
+        *,
+        name: str = "request log",
+        most: int | None = None,
+        limit: int = _LIMIT,
+        every: float = _EVERY,
+    ) -> None:
+        self._name = name
+        self._most = most
         self._path = target if isinstance(target, Path) else None
         self._descriptor = _opened(target) if isinstance(target, Path) else target
         self._piece = _piece(self._descriptor)
         self._limit = limit
         self._every = every
-        self._rows: deque[Record] = deque()
+        self._rows: deque[msgspec.Struct] = deque()
         self._encoder = msgspec.json.Encoder()
         self._wake = threading.Event()
         self._reopening = threading.Event()
@@ -131,7 +144,7 @@ class Recorder:
     def start(self) -> None:
         self._thread.start()
 
-    def record(self, record: Record) -> None:
+    def record(self, record: msgspec.Struct) -> None:
         """Takes a row, which must not change any more. Never waits, never raises."""
         waiting = len(self._rows)
         if waiting >= self._limit:
@@ -167,9 +180,11 @@ class Recorder:
                 self._reopening.clear()
                 self._open_anew()
             while self._rows:
+                if self._most is not None:
+                    self._rotate(self._most)
                 self._write([self._rows.popleft() for _ in range(min(_BATCH, len(self._rows)))])
 
-    def _write(self, rows: list[Record]) -> None:
+    def _write(self, rows: list[msgspec.Struct]) -> None:
         # A write that failed midway left half a line: end it, so that the next one can be read.
         mend = b"\n" if self._torn else b""
         lines = mend + self._encoded(rows)
@@ -180,16 +195,16 @@ class Recorder:
         except OSError as error:
             self._lost += lines.count(b"\n", max(written, len(mend)))
             if not self._failing:
-                _log.warning("request log: %s; rows are dropped until it can be written", error.strerror)
+                _log.warning("%s: %s; rows are dropped until it can be written", self._name, error.strerror)
             self._failing = True
         else:
             if self._failing and written:
-                _log.warning("request log: written again; %d rows were dropped since the start", self.dropped)
+                _log.warning("%s: written again; %d rows were dropped since the start", self._name, self.dropped)
                 self._failing = False
         if written:
             self._torn = lines[written - 1] != _NEWLINE
 
-    def _encoded(self, rows: list[Record]) -> bytes:
+    def _encoded(self, rows: list[msgspec.Struct]) -> bytes:
         try:
             return self._encoder.encode_lines(rows)
         except (TypeError, ValueError):
@@ -213,13 +228,31 @@ class Recorder:
                 raise
             return 0
 
+    def _rotate(self, most: int) -> None:
+        """Where another process has done so, its new file is taken."""
+        if self._path is None:
+            return
+        try:
+            mine = os.fstat(self._descriptor)
+            there = self._path.stat()
+            if there.st_ino == mine.st_ino and mine.st_size >= most:
+                self._path.replace(self._path.with_suffix(f".1{self._path.suffix}"))
+            elif there.st_ino == mine.st_ino:
+                return
+        except FileNotFoundError:
+            pass  # it was taken away, and is begun anew
+        except OSError as error:
+            _log.warning("%s: %s cannot be rotated: %s", self._name, self._path, error.strerror)
+            return
+        self._open_anew()
+
     def _open_anew(self) -> None:
         if self._path is None:
             return
         try:
             descriptor = _opened(self._path)
         except OSError as error:
-            _log.warning("request log: %s cannot be opened again: %s", self._path, error.strerror)
+            _log.warning("%s: %s cannot be opened again: %s", self._name, self._path, error.strerror)
             return
         os.close(self._descriptor)
         self._descriptor = descriptor

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.gateway import Gateway, Json, Mock, mock_provider, running_gateway, settings
+from tests.support.gateway import AS_SHIPPED, Gateway, Json, Mock, mock_provider, running_gateway, settings
 from tests.support.vendors import Vendors, running_vendors
 
 _numbers = itertools.count()
@@ -48,7 +48,7 @@ def mock(provider: Mock) -> Mock:
 @pytest.fixture(scope="session")
 def shared_gateway(tmp_path_factory: pytest.TempPathFactory, provider: Mock) -> Iterator[Gateway]:
     directory = tmp_path_factory.mktemp("gateway")
-    with running_gateway(directory, with_endpoints(directory, provider.url)) as gateway:
+    with running_gateway(directory, with_endpoints(directory, provider.url, guardrails=AS_SHIPPED)) as gateway:
         yield gateway
 
 

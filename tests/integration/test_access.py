@@ -49,11 +49,11 @@ def guarded(guarded_gateway: Gateway, mock: Mock) -> Gateway:  # noqa: ARG001 - 
 
 @pytest.fixture(scope="module")
 def secrets(guarded_gateway: Gateway) -> dict[str, str]:
-    """Keys of three people, two of them in one team; made by the CLI beside the running gateway."""
+    """Keys of three people, two of them in one team; one made by the CLI beside the running gateway."""
     return {
-        "ann": guarded_gateway.make_key("ann", "--team", "blue"),
-        "bob": guarded_gateway.make_key("bob", "--team", "blue"),
-        "cem": guarded_gateway.make_key("cem", "--team", "red"),
+        "ann": guarded_gateway.keys("create", "--name", "ann", "--team", "blue")["key"],
+        "bob": guarded_gateway.make_key("bob", team="blue"),
+        "cem": guarded_gateway.make_key("cem", team="red"),
     }
 
 
@@ -165,7 +165,7 @@ def test_a_revoked_key_is_not_even_served_from_the_cache(guarded: Gateway, model
 
 
 def test_a_key_ends_when_it_expires(guarded: Gateway, model: str) -> None:
-    headers = bearer(guarded.make_key("brief", "--expires", "3s"))
+    headers = bearer(guarded.make_key("brief", expires_in="3s"))
 
     first = guarded.ask(QUESTION, model=model, headers=headers).status_code
 
@@ -187,7 +187,7 @@ def test_a_key_is_stored_and_listed_without_its_secret(guarded: Gateway, secrets
 
 
 def test_a_key_uses_its_endpoints_only(guarded: Gateway, model: str) -> None:
-    headers = bearer(guarded.make_key("tenant", "--endpoint", "shared", "--endpoint", "by-team"))
+    headers = bearer(guarded.make_key("tenant", endpoints=["shared", "by-team"]))
 
     allowed = [guarded.ask(QUESTION, model=model, endpoint=name, headers=headers) for name in ("shared", "by-team")]
     refused = [guarded.ask(QUESTION, model=model, endpoint=name, headers=headers) for name in (None, "by-key")]
@@ -198,7 +198,7 @@ def test_a_key_uses_its_endpoints_only(guarded: Gateway, model: str) -> None:
 
 
 def test_a_key_uses_and_sees_its_models_only(guarded: Gateway, mock: Mock) -> None:
-    headers = bearer(guarded.make_key("frugal", "--model", "mock-small"))
+    headers = bearer(guarded.make_key("frugal", models=["mock-small"]))
 
     allowed = guarded.ask(QUESTION, model="mock-small", headers=headers)
     refused = [

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.support.gateway import (
+    AS_SHIPPED,
     Gateway,
     Mock,
     eventually,
@@ -36,6 +37,7 @@ def impatient_gateway(tmp_path_factory: pytest.TempPathFactory, provider: Mock) 
         "server": {"body_timeout": "1s"},
         "endpoints": [{"name": "default", "cache": {"mode": "exact"}}],
         "models": [{"name": "known", "targets": [{"upstream": "mock", "model": "known"}]}],
+        "guardrails": AS_SHIPPED,
     }
     with running_gateway(directory, settings(directory, provider.url, **sections)) as gateway:
         yield gateway

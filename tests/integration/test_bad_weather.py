@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tests.support.gateway import (
+    AS_SHIPPED,
     Gateway,
     Json,
     Mock,
@@ -77,6 +78,7 @@ def impatient_gateway(
             {"name": "refused", "base_url": f"http://127.0.0.1:{free_port()}/v1", **compatible},
         ],
         "endpoints": EXACT,
+        "guardrails": AS_SHIPPED,
     }
     with running_gateway(directory, settings(directory, provider.url, **sections)) as gateway:
         yield gateway
@@ -354,15 +356,15 @@ def test_an_embedder_that_fails_costs_no_answer_and_at_most_its_deadline(
     gateway = embedding_gateway
     degraded: dict[str, float] = {}
     embeddings_api.reset()
-    gateway.ask("how do I reset my password today?", model=model)
-    assert gateway.await_cached("how do I reset my password today", model=model)
+    gateway.ask("how do I reset my password again?", model=model)
+    assert gateway.await_cached("how do I reset my password again", model=model)
     embeddings_api.behaves(fault=fault)
 
     answer = gateway.ask(f"how do I live with {fault}?", model=model)
     degraded["during"] = gateway.metric("keepgate_degraded", component="embedder")
     overhead_us = int(answer.headers["x-keepgate-overhead-us"])
     embeddings_api.reset()
-    similar = gateway.await_cached("how do I reset my password, today?", model=model)
+    similar = gateway.await_cached("how do I reset my password, again?", model=model)
     degraded["after"] = gateway.metric("keepgate_degraded", component="embedder")
 
     assert answer.status_code == 200

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.gateway import Mock, keepgate, running_gateway, settings
+from tests.support.gateway import Mock, keepgate, running_gateway, settings, usage
 from tests.support.servers import free_port, running
 
 COMMANDS: list[list[str]] = [
@@ -34,11 +34,11 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_level_has_help(command: list[str]) -> None:
-    shown = keepgate(*command, "--help")
+    code, shown, errors = usage(*command, "--help")
 
-    assert shown.returncode == 0
-    assert shown.stdout.startswith(f"usage: keepgate {' '.join(command)}".rstrip())
-    assert shown.stderr == ""
+    assert code == 0
+    assert shown.startswith(f"usage: keepgate {' '.join(command)}".rstrip())
+    assert errors == ""
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,15 @@ def test_every_level_has_help(command: list[str]) -> None:
     ids=" ".join,
 )
 def test_bad_usage_is_2_and_says_what_was_expected(arguments: list[str]) -> None:
-    refused = keepgate(*arguments)
+    code, out, said = usage(*arguments)
+
+    assert code == 2
+    assert "usage: keepgate" in said
+    assert out == ""
+
+
+def test_the_shell_is_given_the_exit_code_of_bad_usage() -> None:
+    refused = keepgate("keys")
 
     assert refused.returncode == 2
     assert "usage: keepgate" in refused.stderr

@@ -19,7 +19,7 @@ from tests.support.fake_gemini import Gemini
 from tests.support.fake_openai import OpenAI
 from tests.support.fake_provider import KEY, Call, Fake, running
 from tests.support.fake_vendor import Vendor
-from tests.support.gateway import Gateway, Json, running_gateway, settings
+from tests.support.gateway import AS_SHIPPED, Gateway, Json, running_gateway, settings
 from tests.support.servers import ROOT
 from tests.support.speakers import SPEAKERS, Ask, Finish, Heard, Tool, Unsaid, without
 
@@ -288,7 +288,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
             for dialect in ALL
         ]
         endpoint: Json = {"name": "default", "cache": {"mode": "exact", "keep": ["stop", "length", "tool_calls"]}}
-        config = settings(directory, "", upstreams=upstreams, models=models, endpoints=[endpoint])
+        config = settings(
+            directory, "", upstreams=upstreams, models=models, endpoints=[endpoint], guardrails=AS_SHIPPED
+        )
         gateway = stack.enter_context(running_gateway(directory, config))
         yield Grid(gateway, fakes, stack.enter_context(httpx.Client()))
 

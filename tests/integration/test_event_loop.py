@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.gateway import Gateway, Mock, running_gateway, settings
+from tests.support.gateway import AS_SHIPPED, Gateway, Mock, running_gateway, settings
 
 CHAT = "/v1/chat/completions"
 ATTEMPTS = 6
@@ -48,6 +48,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, provider: Mock) -> Iterato
     sections = {
         "cache": {"embedder": {"kind": "static"}, "vector": {"deadline": "5s"}},
         "endpoints": [{"name": "default", "cache": {"mode": "semantic"}}],
+        "guardrails": AS_SHIPPED,
     }
     with running_gateway(directory, settings(directory, provider.url, **sections)) as gateway:
         # What is loaded once, at the first request of its kind, is not what is measured.

@@ -23,7 +23,7 @@ ENDPOINTS: list[Json] = [
 ]
 QUESTIONS = {
     "How do I reset the password of my account?": "How can I reset my account password?",
-    "What is the weather like in Zürich today? ☀️": "How is the weather in Zürich today? ☀️",
+    "Which lake is near Zürich? ☀️": "What lake is near Zürich? ☀️",
 }
 
 Sections = Callable[[Callable[[str], Server]], Json]

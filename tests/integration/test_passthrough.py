@@ -9,7 +9,7 @@ from threading import Thread
 import httpx
 import pytest
 
-from tests.support.gateway import Gateway, eventually, running_gateway, settings
+from tests.support.gateway import AS_SHIPPED, Gateway, eventually, running_gateway, settings
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nx-request-id: r1\r\ncontent-length: 2\r\n\r\nok"
 FORM = {"content-type": "multipart/form-data; boundary=X"}
@@ -98,6 +98,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, upstream_process: Upstream
             {"name": "allowed", "targets": [{"upstream": "a", "model": "cheap"}]},
             {"name": "moved", "targets": [{"upstream": "gone", "model": "m"}], "fallbacks": ["b/m"]},
         ],
+        guardrails=AS_SHIPPED,
     )
     with running_gateway(directory, config) as running:
         yield running
@@ -106,7 +107,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, upstream_process: Upstream
 @pytest.fixture(scope="module")
 def restricted(gateway: Gateway) -> dict[str, str]:
     """The credential of a key that may ask `allowed` alone."""
-    return {"Authorization": f"Bearer {gateway.make_key('restricted', '--model', 'allowed')}"}
+    return {"Authorization": f"Bearer {gateway.make_key('restricted', models=['allowed'])}"}
 
 
 def test_bytes_go_through_as_they_are_and_come_back(gateway: Gateway, upstream: Upstream) -> None:

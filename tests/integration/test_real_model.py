@@ -10,7 +10,7 @@ import openai
 import pytest
 from google import genai
 
-from tests.support.gateway import Gateway, Json, eventually, running_gateway, settings
+from tests.support.gateway import AS_SHIPPED, Gateway, Json, eventually, running_gateway, settings
 from tests.support.smollm import smollm, weights
 from tests.support.vendors import apart
 
@@ -27,7 +27,7 @@ def gateway_of_a_real_model(tmp_path_factory: pytest.TempPathFactory) -> Iterato
         plain = {"name": "plain", "provider": "openai-compatible", "base_url": f"{server.url}/v1"}
         local = {**plain, "name": "local", "dialects": ["openai", "anthropic", "responses"]}
         endpoints = [{"name": "default", "cache": {"mode": "semantic", "threshold": 0.9}}]
-        config = settings(directory, server.url, upstreams=[local, plain], endpoints=endpoints)
+        config = settings(directory, server.url, upstreams=[local, plain], endpoints=endpoints, guardrails=AS_SHIPPED)
         with running_gateway(directory, config) as gateway:
             yield gateway
 

@@ -49,7 +49,7 @@ def running(
     log: Path,
     env: Mapping[str, str] | None = None,
     cwd: Path = ROOT,
-    ready_within: float = 20.0,
+    ready_within: float = 60.0,
     stop_within: float = 10.0,
 ) -> Iterator[Server]:
     """Starts `command`, waits until `port` takes connections, and ends it by its pid. Times are seconds.

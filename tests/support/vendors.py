@@ -18,7 +18,7 @@ from tests.support.fake_anthropic import Anthropic
 from tests.support.fake_gemini import Gemini
 from tests.support.fake_openai import OpenAI
 from tests.support.fake_provider import KEY, Fake, running
-from tests.support.gateway import Gateway, Json, running_gateway, settings
+from tests.support.gateway import AS_SHIPPED, Gateway, Json, running_gateway, settings
 
 MODELS = {
     "openai": "openai/gpt-4o",
@@ -76,7 +76,7 @@ def running_vendors(directory: Path) -> Iterator[Vendors]:
             for name, fake in fakes.items()
             for prefix, key in (("", KEY), ("keyless-", "revoked"))
         ]
-        config = settings(directory, "", upstreams=upstreams, endpoints=_ENDPOINTS)
+        config = settings(directory, "", upstreams=upstreams, endpoints=_ENDPOINTS, guardrails=AS_SHIPPED)
         yield Vendors(stack.enter_context(running_gateway(directory, config)), fakes)
 
 

@@ -30,6 +30,7 @@ from service.api.dialect import Asked
 from service.api.openai_chat import OPENAI
 from service.caching import replay
 from service.caching.identity import exact_key
+from tests.support.examples import examples
 
 Json = dict[str, Any]
 
@@ -977,7 +978,7 @@ def message_of(pieces: Sequence[tuple[str, Any]], *, laid_out: bool) -> Json:
     return {**message, "layout": layout} if laid_out else message
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     pieces=st.lists(PIECES, max_size=8),
     laid_out=st.booleans(),
@@ -1009,7 +1010,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     fields=st.dictionaries(
         st.sampled_from(

@@ -20,6 +20,7 @@ from backends.upstream.wire import Unreadable
 from models.completion import Chunk, Usage
 from models.errors import RequestError, Untranslatable
 from service.caching.assembly import Assembly
+from tests.support.examples import examples
 from tests.support.sdk_shapes import misfit
 
 Json = dict[str, Any]
@@ -677,7 +678,7 @@ def test_the_rich_request_is_one_that_can_be_sent() -> None:
     assert sent({**RICH, "tools": [WEATHER, TIME]})["messages"][1]["content"][0]["type"] == "thinking"
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600), deadline=None)
 @given(place=st.sampled_from(places(RICH)[1:]), junk=JUNK, model=st.sampled_from(["claude-opus-5", "claude-haiku-4-5"]))
 def test_a_request_of_any_types_is_sent_or_refused_with_a_name(place: tuple[Any, ...], junk: Any, model: str) -> None:
     body = replaced(RICH, place, junk)
@@ -1091,7 +1092,7 @@ STREAM = events(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600), deadline=None)
 @given(place=st.sampled_from(places(STREAM)[1:]), junk=JUNK.filter(lambda junk: junk == junk))
 def test_events_of_any_types_are_read_or_unreadable(place: tuple[Any, ...], junk: Any) -> None:
     decoder = WIRE.decoder(call({}))
@@ -1103,7 +1104,7 @@ def test_events_of_any_types_are_read_or_unreadable(place: tuple[Any, ...], junk
         assert not decoder.finished
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(data=st.data(), junk=JUNK)
 def test_replies_of_any_types_are_read_or_unreadable(data: st.DataObject, junk: Any) -> None:
     answered = message(

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.vector.base import Neighbor
 from models.completion import Completion, Usage
 from models.request import Operation, Request
 from service.caching.eligibility import (
@@ -20,7 +19,6 @@ from service.caching.eligibility import (
     names_a_container,
     not_semantic,
 )
-from service.caching.threshold import near_enough, nearest_rejected
 
 
 def asking(operation: Operation = "chat", **fields: Any) -> Request:
@@ -258,14 +256,3 @@ def test_the_id_of_a_container_is_found_wherever_it_is(answer: dict[str, Any], n
     completion = Completion(msgspec.json.encode(answer), "m", Usage(), ("stop",))
 
     assert names_a_container(completion) is named
-
-
-def test_a_hit_is_at_or_above_the_threshold() -> None:
-    neighbors = [Neighbor("a", 0.95, b""), Neighbor("b", 0.92, b""), Neighbor("c", 0.91, b"")]
-
-    near = near_enough(neighbors, threshold=0.92)
-
-    assert [n.entry_id for n in near] == ["a", "b"]
-    assert nearest_rejected(neighbors, near) == 0.91
-    assert nearest_rejected(neighbors[:2], near) is None
-    assert nearest_rejected(neighbors, near[1:]) == 0.95

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.caching.features import FEATURES, GROUPS, NAMES, features, prepare
+from tests.support.examples import examples
 
 
 def row(asked: str, stored: str, *, cosine: float = 0.9) -> dict[str, float]:
@@ -74,7 +75,7 @@ def test_a_difference_is_seen_from_both_sides(asked: str, stored: str, name: str
 
 
 @given(st.text(max_size=200), st.text(max_size=200), st.floats(-1, 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_any_two_texts_have_finite_features_without_an_order(asked: str, stored: str, cosine: float) -> None:
     one, other = prepare(asked), prepare(stored)
 

@@ -61,12 +61,24 @@ async def test_an_alias_that_was_given_an_answer_of_its_own_keeps_it() -> None:
     assert await exact.get(HERE, ALIAS) is not None
 
 
+async def test_a_request_that_was_noted_to_be_answered_by_it_goes_too() -> None:
+    exact = MemoryStore()
+    for namespace in (HERE, f"{HERE}/below"):
+        await put(exact, namespace, entry(ALIAS, question="", alias_of=ID))
+
+    went = await removed(exact, None, Place(HERE, entry()), ID)
+
+    assert went == (False, 1, True)
+    assert await exact.get(HERE, ALIAS) is None
+    assert await exact.get(f"{HERE}/below", ALIAS) is not None
+
+
 async def test_the_vector_of_an_entry_that_does_not_say_where_it_lies_is_looked_for() -> None:
     exact, vectors = MemoryStore(), FlatStore(dimensions=2)
     await put(exact, HERE, entry(question=""))
     await vectors.upsert(f"{HERE}/somewhere", ID, VECTOR, b"as an earlier version wrote it", ttl=None)
 
-    found = await linked(vectors, Place(HERE, entry(question="")), ID)
+    found = await linked(exact, vectors, Place(HERE, entry(question="")), ID)
     await removed(exact, vectors, Place(HERE, entry(question="")), ID)
 
     assert found.text == "as an earlier version wrote it"

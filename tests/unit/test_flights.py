@@ -1,6 +1,7 @@
 """What a request gets that joined another's call, or leads one: the whole path, from its body to its answer."""
 
 import asyncio
+import pathlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from backends.exact.memory import MemoryStore
 from backends.keyring.memory import MemoryKeyring
+from backends.tuning.files import TuningFiles
 from backends.upstream.base import Call, ChunkStream, Passage, Passed, Reply
 from guardrails.placeholders import Placeholders
 from models.completion import Chunk
@@ -21,7 +23,9 @@ from service.caching.single_flight import Flight, Flights
 from service.context import Directives, Endpoint, Limits
 from service.pipeline.exact_tier import ExactTier
 from service.pipeline.gateway import Gateway
+from service.pipeline.outcomes import Outcomes
 from service.pipeline.screen import Screens
+from service.pipeline.tuning import Tuning
 from service.routing.aliases import Aliases, Target, route
 from service.routing.balance import Standing
 from service.telemetry.metrics import Metrics
@@ -127,6 +131,9 @@ class Answered:
         return str(msgspec.json.decode(self.body)["choices"][0]["message"]["content"])
 
 
+async def nothing_to_retune() -> None: ...
+
+
 class Path:
     """A gateway in front of `upstreams`: the first is the target of `m`, the others its fallbacks."""
 
@@ -135,6 +142,7 @@ class Path:
         names = {upstream.name: upstream.name for upstream in upstreams}
         first, *others = [Target(name, "m") for name in names]
         endpoint = Endpoint("default", mode="exact", fallback_answers=True)
+        exact = ExactTier(MemoryStore(), deadline=None, metrics=self.metrics)
         self.gateway = Gateway(
             endpoints={"default": (endpoint, Directives("exact", 0.9, 60.0))},
             aliases=Aliases({"m": route([first], others, places=names, attempts=attempts)}, names),
@@ -144,11 +152,19 @@ class Path:
             keyring=MemoryKeyring(),
             keys_required=False,
             secret=b"s" * 32,
-            exact=ExactTier(MemoryStore(), deadline=None, metrics=self.metrics),
+            exact=exact,
             semantic=None,
             screens=Screens({}, placeholders=Placeholders(b"s" * 32), metrics=self.metrics),
             flights=Flights(),
             leads=None,
+            outcomes=Outcomes(
+                exact,
+                Tuning(TuningFiles(path=pathlib.Path("no-endpoint-is-tuned"))),
+                recorder=None,
+                secret=b"s" * 32,
+                retune=nothing_to_retune,
+                metrics=self.metrics,
+            ),
             limits=Limits(max_body=1_000_000, body_timeout=1.0),
             metrics=self.metrics,
             recorder=None,

@@ -34,6 +34,7 @@ from service.api.gemini_generate import (
 from service.api.gemini_request import decode_count
 from service.caching import replay
 from service.caching.identity import exact_key
+from tests.support.examples import examples
 
 PIXEL = base64.b64encode(b"\xfb\xff\xfe pixel").decode()
 SIGNATURE = base64.b64encode(b"\xfb\xff signed").decode()
@@ -801,7 +802,7 @@ WRONG: list[Any] = [
 ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(place=st.sampled_from(list(places(RICH))), wrong=st.sampled_from(WRONG))
 def test_no_value_of_another_type_is_more_than_a_request_error(place: tuple[str | int, ...], wrong: Any) -> None:
     raw = msgspec.json.encode(replaced(RICH, place, wrong))
@@ -1214,7 +1215,7 @@ def answered(draw: st.DrawFn) -> dict[str, Any]:
     return choice(draw(st.sampled_from(["stop", "length", "tool_calls"])), **message)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(choices=st.lists(answered(), min_size=1, max_size=2), request=st.sampled_from([THINKING, PLAIN]))
 def test_a_replayed_stream_adds_up_to_the_whole_answer(choices: list[dict[str, Any]], request: Request) -> None:
     answer = completion(*choices)
@@ -1361,7 +1362,7 @@ HOSTILE: dict[str, Any] = {
 }
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(place=st.sampled_from(list(places(HOSTILE))[1:]), wrong=st.sampled_from(WRONG))
 def test_an_answer_of_another_shape_is_still_an_answer(place: tuple[str | int, ...], wrong: Any) -> None:
     answer = Completion(msgspec.json.encode(replaced(HOSTILE, place, wrong)), "m", Usage(1, 1))
@@ -1380,7 +1381,7 @@ DELTA: dict[str, Any] = {
 }
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(place=st.sampled_from(list(places(DELTA))[1:]), wrong=st.sampled_from(WRONG))
 def test_chunks_of_another_shape_still_come_to_an_end(place: tuple[str | int, ...], wrong: Any) -> None:
     encoder = GEMINI_SSE.stream(THINKING)

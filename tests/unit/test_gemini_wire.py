@@ -21,6 +21,7 @@ from backends.upstream.wire import Unreadable
 from models.completion import Chunk, Usage
 from models.errors import RequestError, Untranslatable
 from service.caching.assembly import Assembly
+from tests.support.examples import examples
 
 NOW = 1_790_000_000
 WIRE = GeminiWire(now=lambda: NOW + 0.5)
@@ -507,7 +508,7 @@ def with_odd(value: Any, path: tuple[Any, ...], odd: Any) -> Any:
 
 
 @given(place=st.sampled_from(places(RICH_REQUEST)[1:]), odd=ODD)
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 def test_a_value_of_any_type_anywhere_is_translated_or_a_request_error(place: tuple[Any, ...], odd: Any) -> None:
     body = with_odd(RICH_REQUEST, place, odd)
 
@@ -862,7 +863,7 @@ def pieces(part: dict[str, Any], cuts: list[int]) -> list[dict[str, Any]]:
     together=st.lists(st.booleans(), min_size=24, max_size=24),
     reason=st.sampled_from(["STOP", "MAX_TOKENS", "SAFETY"]),
 )
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_a_stream_put_together_is_the_whole_answer(
     parts: list[dict[str, Any]], cuts: list[int], together: list[bool], reason: str
 ) -> None:
@@ -902,7 +903,7 @@ RICH_REPLY: dict[str, Any] = {
 
 
 @given(place=st.sampled_from(places(RICH_REPLY)), odd=ODD)
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 def test_an_answer_of_any_shape_is_read_or_unreadable(place: tuple[Any, ...], odd: Any) -> None:
     body = msgspec.json.encode(with_odd(RICH_REPLY, place, odd))
 

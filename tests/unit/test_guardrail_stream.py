@@ -19,6 +19,7 @@ from guardrails.stream import StreamScreen
 from models.completion import Chunk
 from models.errors import ContentBlocked, GuardrailUnavailable
 from models.finding import Finding, Segment
+from tests.support.examples import examples
 
 Json = dict[str, Any]
 
@@ -227,7 +228,7 @@ CUTS = st.one_of(st.just(range(10_000)), st.lists(st.integers(0, 400), max_size=
 
 
 @given(TEXTS, CUTS, st.integers(0, 2**64), RULES)
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 async def test_a_stream_says_what_the_whole_text_says(
     text: str, cuts: Sequence[int], waiting: int, chosen: Sequence[tuple[str, Any]]
 ) -> None:

@@ -24,6 +24,7 @@ from guardrails.stream import StreamScreen
 from models.completion import Chunk
 from models.errors import ContentBlocked
 from models.finding import Segment
+from tests.support.examples import examples
 
 DETECTORS: dict[str, Callable[[], Detector]] = {
     "secrets": SecretsDetector,
@@ -211,7 +212,7 @@ CHOSEN = st.lists(
 
 
 @given(st.integers(0, 2**64), st.sampled_from([1, 3, 8, 40]), CHOSEN)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 async def test_a_stream_says_what_the_whole_text_says(seed: int, size: int, chosen: Sequence[tuple[str, Any]]) -> None:
     await check(seed, size, chosen)
 

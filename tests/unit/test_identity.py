@@ -13,9 +13,8 @@ from service.caching.identity import (
     NEUTRAL,
     Question,
     asked,
+    before,
     exact_key,
-    history_key,
-    next_history_key,
     parent,
     question,
 )
@@ -467,17 +466,24 @@ def test_nobody_can_write_parents_into_a_request() -> None:
     assert found(forged).namespace != found(body, parents=("p",)).namespace
 
 
-def test_the_next_turn_finds_what_was_noted_after_this_one() -> None:
+def test_a_turn_knows_which_request_the_one_before_it_answered() -> None:
     first = chat("Do you have boots?")
     follow = chat("Do you have boots?", "Yes.", "How much are they?")
+    third = chat("Do you have boots?", "Yes.", "How much are they?", "Ten.", "And hats?")
 
-    noted = next_history_key(first, ("route",), "Yes.")
+    assert before(first, ("route",)) is None
+    assert before(follow, ("route",)) == (exact_key(first, ("route",)), "Yes.")
+    assert before(third, ("route",)) == (exact_key(follow, ("route",)), "Ten.")
 
-    assert history_key(first, ("route",)) is None
-    assert noted == history_key(follow, ("route",))
-    assert noted != history_key(follow, ("other route",))
-    assert noted != history_key(chat("Do you have boots?", "No.", "How much are they?"), ("route",))
-    assert noted != history_key(chat("Do you have boots?", "Yes.", "How?", system="You sell hats."), ("route",))
-    assert next_history_key(follow, ("route",), "Ten.") == history_key(
-        chat("Do you have boots?", "Yes.", "How much are they?", "Ten.", "And hats?"), ("route",)
-    )
+
+def test_what_is_more_than_text_answered_no_request() -> None:
+    follow = chat("Do you have boots?", "Yes.", "How much are they?")
+    follow["messages"][1]["tool_calls"] = [{"id": "c", "type": "function", "function": {"name": "f"}}]
+
+    assert before(follow, ("route",)) is None
+
+
+def test_a_greeting_answered_no_request() -> None:
+    greeted = [{"role": "assistant", "content": "Welcome."}, {"role": "user", "content": "Do you have boots?"}]
+
+    assert before({"messages": greeted}, ()) is None

@@ -12,6 +12,8 @@ PUBLIC = {
     "keepgate_overhead_seconds": ("histogram", {"endpoint", "cache"}),
     "keepgate_time_to_first_token_seconds": ("histogram", {"endpoint", "cache"}),
     "keepgate_cache_lookups_total": ("counter", {"endpoint", "tier", "result"}),
+    "keepgate_cache_audits_total": ("counter", {"endpoint", "outcome"}),
+    "keepgate_cache_refreshes_total": ("counter", {"endpoint", "outcome"}),
     "keepgate_cache_similarity": ("histogram", {"endpoint", "result"}),
     "keepgate_cache_lookup_seconds": ("histogram", {"tier"}),
     "keepgate_cache_entries": ("gauge", {"endpoint"}),

@@ -19,6 +19,7 @@ from service.api.dialect import Asked
 from service.api.openai_responses import RESPONSES
 from service.caching import identity, replay
 from service.caching.assembly import Assembly, whole
+from tests.support.examples import examples
 from tests.support.sdk_shapes import misfit
 
 ASKED = Asked("chat")
@@ -1172,7 +1173,7 @@ def answers(draw: st.DrawFn) -> Completion:
     return completion(message, finish=draw(st.sampled_from(["stop", "length", "tool_calls", "content_filter"])))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(answers())
 def test_whatever_an_answer_holds_its_events_come_to_the_whole_of_it(answer: Completion) -> None:
     request = decoded(input="hi", **TOOLED)

@@ -11,6 +11,7 @@ import guardrails.patterns
 from guardrails.base import DetectorError
 from guardrails.expression import longest_word, parse
 from guardrails.patterns import LONG, Engine, Match, Pattern, PatternError, PatternSet, ScanGaveUp
+from tests.support.examples import examples
 
 ENGINES: tuple[Engine, ...] = ("hyperscan", "portable")
 
@@ -149,7 +150,7 @@ ALL = {engine: set_of(*SHAPES, engine=engine) for engine in ENGINES}
 @given(texts)
 @example("\u212aeys foo " + "x" * 500 + " (\u017fk) foo.bar")
 @example("a\n")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_both_engines_find_what_re2_finds_in_the_whole_text_for_every_shape_of_pattern(text: str) -> None:
     expected = by_re2_alone(SHAPES, text)
 
@@ -158,7 +159,7 @@ def test_both_engines_find_what_re2_finds_in_the_whole_text_for_every_shape_of_p
 
 
 @given(st.lists(expressions, min_size=1, max_size=4), st.lists(texts, min_size=1, max_size=5))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_both_engines_find_what_re2_finds_whatever_the_pattern(candidates: list[str], some: list[str]) -> None:
     usable = []
     for candidate in candidates:

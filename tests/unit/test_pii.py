@@ -9,6 +9,7 @@ from guardrails.detectors import pii
 from guardrails.detectors.pii import PiiDetector
 from guardrails.patterns import PatternSet
 from models.finding import Role, Segment
+from tests.support.examples import examples
 
 DETECTOR = PiiDetector()
 
@@ -254,7 +255,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(st.one_of(PIECES, st.text(max_size=8)), max_size=12).map(" ".join))
 async def test_any_text_gives_findings_in_order_inside_it(text: str) -> None:
     findings = list(await DETECTOR.detect([Segment(0, text)]))

@@ -109,6 +109,33 @@ def test_a_file_that_cannot_be_opened_is_an_error_at_once(tmp_path: Path) -> Non
         Recorder(tmp_path / "nowhere" / "requests.log")
 
 
+def test_a_file_that_has_grown_is_begun_anew_and_one_is_kept(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "lookups.jsonl", most=50_000)
+    recorder.start()
+
+    for number in range(6_000):
+        recorder.record(Record(time=0.0, request_id=f"r{number:04}"))
+    recorder.close(timeout=SOON)
+
+    now, before = rows(tmp_path / "lookups.jsonl"), rows(tmp_path / "lookups.1.jsonl")
+    kept = [row["request_id"] for row in (*before, *now)]
+    assert kept == [f"r{number:04}" for number in range(6_000 - len(kept), 6_000)]
+    assert {path.name for path in tmp_path.iterdir()} == {"lookups.jsonl", "lookups.1.jsonl"}
+
+
+def test_who_finds_that_another_process_began_a_file_anew_goes_on_in_that(tmp_path: Path) -> None:
+    file = tmp_path / "lookups.jsonl"
+    recorder = Recorder(file, most=50_000)
+    recorder.start()
+    file.rename(tmp_path / "lookups.1.jsonl")
+    file.write_text("")
+
+    recorder.record(Record(time=0.0, request_id="r1"))
+    recorder.close(timeout=SOON)
+
+    assert [row["request_id"] for row in rows(file)] == ["r1"]
+
+
 def test_a_sink_nobody_reads_costs_rows_and_never_time(pipe: tuple[FileIO, FileIO]) -> None:
     reading, writing = pipe
     recorder = Recorder(writing.fileno(), limit=100, every=0.001)

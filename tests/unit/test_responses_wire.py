@@ -23,6 +23,7 @@ from models.request import Dialect
 from service.api.dialect import Asked
 from service.api.openai_responses import RESPONSES
 from service.caching.assembly import Assembly
+from tests.support.examples import examples
 from tests.support.sdk_shapes import fields, misfit
 
 WIRE: Wire = ResponsesWire()
@@ -404,7 +405,7 @@ FULL = {
 }
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(spoiled(FULL).filter(lambda body: isinstance(body, dict)))
 def test_a_request_of_any_shape_is_translated_or_refused(body: dict[str, Any]) -> None:
     names: tuple[str, ...] = ()
@@ -814,7 +815,7 @@ def test_a_client_of_the_same_dialect_gets_the_items_back() -> None:
     assert json.loads(events.decode().strip().rpartition("data: ")[2])["response"]["output"] == output
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(answers())
 def test_events_cut_anywhere_come_to_the_same_as_the_whole_answer(
     told: tuple[dict[str, Any], list[dict[str, Any]]],
@@ -937,7 +938,7 @@ EVENTS = Script(
 ).events
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(spoiled(EVENTS).filter(lambda events: isinstance(events, list)))
 def test_events_of_any_shape_are_read_or_unreadable(events: list[Any]) -> None:
     decoder = WIRE.decoder(call_of({}))
@@ -954,7 +955,7 @@ def test_events_of_any_shape_are_read_or_unreadable(events: list[Any]) -> None:
     assert broken == "" or broken.startswith(("had ", "ended "))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(spoiled(EVENTS[-1]["response"]))
 def test_an_answer_of_any_shape_is_read_or_unreadable(answer: Any) -> None:
     broken, role = "", None

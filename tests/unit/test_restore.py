@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from guardrails.placeholders import Placeholders
 from guardrails.restore import Restorer, restored_whole
+from tests.support.examples import examples
 
 Json = dict[str, Any]
 
@@ -213,7 +214,7 @@ def check(texts: Sequence[str], cuts: Sequence[int]) -> None:
 
 
 @given(st.lists(TEXTS, min_size=5, max_size=5), CUTS)
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_a_stream_is_restored_as_the_whole_is(texts: Sequence[str], cuts: Sequence[int]) -> None:
     check(texts, cuts)
 

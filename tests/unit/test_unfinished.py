@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from guardrails.expression import NotUnderstood
 from guardrails.patterns import Pattern, PatternSet
 from guardrails.unfinished import Growing, Unfinished
+from tests.support.examples import examples
 
 LIMIT = 64
 
@@ -159,7 +160,7 @@ WORDS = ["red", "fox", "foxes", "blue", "key", *":='xyz;目号ék", "xx", "<<", 
 TEXTS = st.lists(st.sampled_from([*WORDS, *WORDS, " ", " ", " ", "  ", "\n"]), max_size=24).map("".join)
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(TEXTS, st.sampled_from(PATTERNS), st.integers(0, 100))
 def test_what_is_not_open_stays_as_it_is(text: str, pattern: tuple[str, tuple[int, ...]], cut: int) -> None:
     expression, groups = pattern
