@@ -23,6 +23,7 @@ log = logging.getLogger("keepgate.admin")
 
 _ID = r"^[0-9a-f]{64}$"
 _LONGEST_REQUEST_ID = 128
+_WALKING = 5.0  # seconds, for who only looks
 # Seconds. Rows wait a moment to be written together.
 _WRITTEN_WITHIN = 1.0
 _LOOK_AGAIN = 0.2
@@ -217,7 +218,7 @@ async def _shown(runtime: Runtime, entry_id: str, place: feedback.Place, *, text
         "guardrails": list(entry.acted),
     }
     vectors = None if runtime.semantic is None else runtime.semantic.vectors
-    found = await feedback.linked(runtime.exact.store, vectors, place, entry_id)
+    found = await feedback.linked(runtime.exact.store, vectors, place, entry_id, walking=_WALKING)
     if found.whole:
         shown["aliases"] = len(found.aliases)
     if text:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Collection, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -170,12 +171,14 @@ class Past(msgspec.Struct, frozen=True):
 
 
 def past(log: Path, entry_id: str, request_id: str | None, *, searched: int = _SEARCHED) -> Past:
-    """Reads the last `searched` bytes. A log that is not there has nothing to say. Raises `BackendError`."""
+    """Reads the last `searched` bytes, and as many of the log before it (`.1`). One that is not there has nothing to
+    say. Raises `BackendError`."""
     wanted = [entry_id.encode()] if request_id is None else [entry_id.encode(), request_id.encode()]
     lookup: Lookup | None = None
     endpoint = ""
     verdicts: list[Verdict] = []
-    for row in _rows(log, wanted, searched):
+    before = log.with_suffix(f".1{log.suffix}")
+    for row in chain(_rows(before, wanted, searched), _rows(log, wanted, searched)):
         if isinstance(row, Lookup) and request_id is not None and row.request_id == request_id:
             lookup = row
         if row.entry == entry_id:

@@ -260,12 +260,15 @@ def verdicts(gateway: Gateway, entry: str) -> list[Json]:
 def test_an_entry_reported_wrong_is_gone_and_leaves_a_label(pair: Gateway, model: str) -> None:
     answer = hit(pair, model)
     entry, request_id = answer.headers["x-keepgate-entry"], answer.headers["x-keepgate-request-id"]
+    pair.ask(REPHRASED, model=model)
+    shown = f"/cache/entries/{entry}"
+    eventually(lambda: pair.admin("GET", shown).json()["places"][0]["aliases"] == 1)
 
     told = pair.admin("POST", f"/cache/entries/{entry}/report", json={"request_id": request_id})
     again = pair.admin("POST", f"/cache/entries/{entry}/report", json={"request_id": request_id})
 
     assert told.status_code == again.status_code == 200
-    assert (told.json()["removed"], told.json()["recorded"]) == (1, True)
+    assert (told.json()["removed"], told.json()["aliases"], told.json()["recorded"]) == (1, 1, True)
     assert (again.json()["removed"], again.json()["recorded"]) == (0, True)
     assert not cached(pair, QUESTION, model)
     assert not cached(pair, REPHRASED, model)

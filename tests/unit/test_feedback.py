@@ -172,6 +172,13 @@ def test_only_the_end_of_a_long_log_is_read(tmp_path: Path) -> None:
     assert past(log, ID, "req_2", searched=len(row) + 5).lookup is not None
 
 
+def test_the_log_before_this_one_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "lookups.1.jsonl").write_bytes(encoded(lookup("req_1")) + b"\n")
+    (tmp_path / "lookups.jsonl").write_bytes(encoded(lookup("req_2")) + b"\n")
+
+    assert past(tmp_path / "lookups.jsonl", ID, "req_1").lookup == lookup("req_1")
+
+
 def test_a_log_that_is_not_there_says_nothing(tmp_path: Path) -> None:
     assert past(tmp_path / "none.jsonl", ID, None) == Past()
 
