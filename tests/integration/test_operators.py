@@ -18,7 +18,12 @@ import openai
 import pytest
 import yaml
 
+from backends.tuning.files import TuningFiles
+from service.caching.certificate import Certificate, Curve, Origin
+from service.caching.fit import Fit
 from service.caching.lookups import Lookup, encoded
+from service.caching.tuned import Tuned
+from service.pipeline.tuning import Tuning
 from tests.support.gateway import (
     ADMIN_TOKEN,
     Gateway,
@@ -153,6 +158,27 @@ def test_a_limit_takes_the_place_of_a_threshold_and_null_gives_back_the_files(pa
     assert "keepgate tune --endpoint default" in limited["in_words"]
     assert (audited["max_wrong_hit_rate"], audited["audit_rate"]) == (0.02, 0.5)
     assert (back["threshold"], back["max_wrong_hit_rate"], back["audit_rate"]) == (0.85, None, 0.5)
+
+
+def test_a_certificate_is_shown_with_what_audits_say_since(pair: Gateway) -> None:
+    embedder, _, verifier = pair.admin("GET", "/status").json()["verifier"].partition(" ")
+    origin = Origin(labelled_by="people", embedder=embedder, verifier=verifier, data="d", date="2026-11-20")
+    certificate = Certificate(0.01, 0.95, 3_000, 1_500, 5, 0.007, 2.0, origin)
+    curve = Curve(cuts=[4.0, 2.0], wrong=[0.001, 0.005])
+    tuning = Tuning(TuningFiles(path=pair.config.parent / "data" / "tuning"))
+    tuning.tuned("limited", Tuned("limited", Fit(["cosine"], [1.0], 0.0, 0), curve, certificate))
+    tuning.audited("limited", cut=2.0, wrong=False)
+
+    certified = pair.admin("GET", "/endpoints/limited").json()
+    stricter = change(pair, "limited", max_wrong_hit_rate=0.005).json()
+    tuning.tuned("limited", None)
+
+    assert certified["certificate"]["samples"] == 3_000
+    assert (certified["rule"]["by"], certified["rule"]["cut"], certified["rule"]["certified"]) == ("fit", 2.0, True)
+    assert (certified["watch"]["seen"], certified["watch"]["wrong"], certified["watch"]["cut"]) == (1, 0, 2.0)
+    assert certified["in_words"].startswith("Certified for at most 1 % of wrong hits (3,000 labels by people")
+    assert not stricter["rule"]["certified"]
+    assert "certified for 0.01, the limit is 0.005" in stricter["in_words"]
 
 
 @pytest.mark.parametrize(
