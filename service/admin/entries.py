@@ -247,7 +247,7 @@ async def _reported(runtime: Runtime, entry_id: str, said: Report) -> Reported:
             told.removed += gone
             told.aliases += aliases
             if not all_found:
-                notes.append("not all aliases were looked for in time: report again")
+                notes.append("time ran out before all aliases were found")
         if not whole:
             notes.append("the store took too long to list its namespaces: only those of known keys were looked at")
         if told.removed:
