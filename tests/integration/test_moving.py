@@ -157,7 +157,7 @@ def test_an_export_that_was_stopped_goes_on_where_it_was(
     resumed = report("export", str(cut), "--config", str(here), "--resume")
 
     assert "--resume goes on with it" in refused.stderr
-    assert resumed == {"entries": 1, "questions": 2, "already": 1}
+    assert resumed == {"entries": 1, "aliases": 0, "questions": 2, "already": 1}
     assert sorted(cut.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
 
 
