@@ -199,6 +199,23 @@ def _cache_import(options: argparse.Namespace) -> int:
     return cache_commands.import_(settings, options.file, embed_anew=options.re_embed, as_json=options.json)
 
 
+def _cache_warm(options: argparse.Namespace) -> int:
+    from service import cache_commands
+
+    settings = load(options.config, os.environ)
+    return cache_commands.warm_up(
+        settings,
+        options.file,
+        endpoint=options.endpoint,
+        key_id=options.key,
+        model=options.model,
+        ttl=options.ttl,
+        fields=options.request,
+        strict=options.strict,
+        as_json=options.json,
+    )
+
+
 def _selected(options: argparse.Namespace) -> "Selection":
     from service.contents import Selection
 
@@ -417,7 +434,23 @@ def _parser() -> argparse.ArgumentParser:
     reading = _command(cache, "import", _cache_import, "read entries that were exported, from any stores into these")
     reading.add_argument("file", type=Path, metavar="FILE", help="what was exported, or - for stdin")
     reading.add_argument("--re-embed", action="store_true", help="make vectors of another embedder anew")
-    for command in (stats, clear, export, reading):
+    warm = _command(cache, "warm", _cache_warm, "make entries of questions and answers before anybody asks")
+    warm.add_argument(
+        "file", type=Path, metavar="FILE", help='JSON Lines such as {"question": "…", "answer": "…"}, or - for stdin'
+    )
+    warm.add_argument("--endpoint", required=True, metavar="NAME", help="whose entries these will be")
+    warm.add_argument("--model", type=model, metavar="NAME", help="as clients name it, for lines without a model")
+    warm.add_argument("--key", metavar="ID", help="for who shares entries with this virtual key (default: no key)")
+    warm.add_argument("--ttl", type=life, metavar="TIME", help="for example 7d (default: what the endpoint says)")
+    warm.add_argument(
+        "--request",
+        type=_request_fields,
+        default={},
+        metavar="JSON",
+        help="fields that clients send as well, for example '{\"max_tokens\": 1024}'",
+    )
+    warm.add_argument("--strict", action="store_true", help="store nothing where a line cannot be used")
+    for command in (stats, clear, export, reading, warm):
         _takes_config(command)
         _takes_json(command)
 
@@ -504,6 +537,15 @@ def _takes_config(parser: argparse.ArgumentParser) -> None:
 
 def _takes_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def _request_fields(text: str) -> dict[str, Any]:
+    from service.pipeline import warm
+
+    try:
+        return warm.fields_of(text)
+    except warm.BadLine as error:
+        raise argparse.ArgumentTypeError(f"it {error}") from error
 
 
 def _port(text: str) -> int:
