@@ -306,14 +306,6 @@ class Runtime:
         finally:
             self._counting = None
 
-    async def override(self, endpoint: str, override: Override) -> None:
-        """Puts it into effect, here at once and for all who share the storage within seconds, and after a restart.
-
-        Raises `BackendError` where it cannot be kept; then nothing changes.
-        """
-        await asyncio.to_thread(self.tuning.override, endpoint, override)
-        await self.retune()
-
     async def retune(self) -> None:
         """Puts into effect what `tuning` knows by now."""
         async with self._reloading:

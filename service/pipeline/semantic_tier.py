@@ -213,14 +213,14 @@ class SemanticTier:
         *,
         sketch: bytes = b"",
         alias_of: str = "",
-    ) -> None:
-        """Makes the entry findable by its question, or the one that it is an alias of. `vector` is the question's where
-        it was embedded before, `sketch` the answer's."""
+    ) -> bool:
+        """Makes the entry findable by its question, or the one that it is an alias of; whether it is now. `vector` is
+        the question's where it was embedded before, `sketch` the answer's."""
         if not self.loaded:
-            return
+            return False
         ttl = entry.expires_at + context.endpoint.stale - self._clock()
         if ttl <= 0:
-            return
+            return False
         asked, activity = self._embedding, READING
         try:
             if vector is None:
@@ -236,9 +236,11 @@ class SemanticTier:
                 await self.vectors.upsert(where, entry.entry_id, vector, kept, ttl=ttl)
             asked.works(activity)
         except TextRefused:
-            return
+            return False
         except (BackendError, TimeoutError) as error:
             asked.failed(activity, error)
+            return False
+        return True
 
     async def _live(self, context: Context, neighbors: Sequence[Neighbor], judged: Judged, found: Found) -> None:
         """Puts the first allowed one that is still there into `found`; one that is stale only if none is fresh."""
