@@ -138,7 +138,7 @@ def learn(pairs: Sequence[Labelled], *, seed: int, passes: float, threads: int) 
         losses = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
         loss = (losses * counts).sum() / counts.sum()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_([*encoder, *head], 1.0)
         optimizer.step()
         cycle.step()
