@@ -10,14 +10,13 @@ FOLDER/second_opinion.json, where the gateway reads it.
 """
 
 import argparse
-import asyncio
 import hashlib
 import json
 import random
-import statistics
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.embedding.minilm import REVISION
-from backends.judging.base import Judge
-from backends.judging.onnx import OnnxJudge
+from backends.judging.onnx import CrossEncoder
 from benchmarks import templates
 from benchmarks.train_verifier import SHARES, SWAP_WEIGHT, SWAPPED, TOGETHER, generated, looked, wilson
 from benchmarks.verifier_data import Labelled, labelled
@@ -40,6 +38,8 @@ _MOST = 4.0  # log odds of an opinion beyond which it says no more
 _LEAST_CHANCE = 1e-6
 _SWAPS_TO_FIT = 200  # of each kind, made from questions that choose the cut
 _DRAWS = 200
+# With a limit, of all other sets this part of it.
+_MAIN, _LESS = ("gptcache_qqp", "checklist_qqp", "apt"), 8
 
 Numbers = NDArray[np.float64]
 
@@ -79,13 +79,13 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="keep how it is weighed in that folder")
     parser.add_argument("--seed", type=int, default=6, help="as the verifier was trained with")
     parser.add_argument("--vectors", type=Path, default=Path("vectors"), help="folder where embeddings are kept")
-    parser.add_argument("--most", type=int, help="for a quick look: pairs of a set and part")
+    parser.add_argument("--most", type=int, help="for a quick look: pairs of a main set and part")
     parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     options.vectors.mkdir(parents=True, exist_ok=True)
 
     verifier = load(REVISION)
-    judge = OnnxJudge(path=options.model)
+    judge = CrossEncoder(options.model)
     rows = judged(options.data, options.vectors, verifier, judge, seed=options.seed, most=options.most)
     weights = fitted(rows, verifier)
     content = dump(weights, judge=judge.revision, verifier=verifier.revision)
@@ -100,9 +100,11 @@ def main() -> int:
     return 0
 
 
-def judged(data: Path, vectors: Path, verifier: Verifier, judge: Judge, *, seed: int, most: int | None) -> Judged:
+def judged(
+    data: Path, vectors: Path, verifier: Verifier, judge: CrossEncoder, *, seed: int, most: int | None
+) -> Judged:
     """Pairs that the verifier and the cross-encoder did not learn from, and swaps of those that choose the cut; at
-    most so many of a set and part."""
+    most so many of a main set and part, and an eighth of the others."""
     pairs = labelled(data, seed=seed)
     pairs += generated(pairs, seed=seed)
     draw = random.Random(seed)  # noqa: S311 - nothing secret, the same again is the point
@@ -115,32 +117,32 @@ def judged(data: Path, vectors: Path, verifier: Verifier, judge: Judge, *, seed:
     for pair in pairs:
         if pair.part != "learn":
             chosen.setdefault((pair.source, pair.part), []).append(pair)
-    few = [draw.sample(of, min(most or len(of), len(of))) for of in chosen.values()]
+    few = []
+    for (source, _), of in chosen.items():
+        limit = len(of) if most is None else most if source in _MAIN else most // _LESS
+        few.append(draw.sample(of, min(limit, len(of))))
     rows = looked([pair for of in few for pair in of], vectors)
-    opinions = asyncio.run(_opinions(judge, rows.pairs, vectors))
+    opinions = _opinions(judge, rows.pairs, vectors)
     vetoed = [conflict(prepare(pair.a), prepare(pair.b)) is not None for pair in rows.pairs]
     return Judged(rows.pairs, rows.y, verifier.judge(rows.x), opinions, np.array(vetoed, bool))
 
 
-async def _opinions(judge: Judge, pairs: Sequence[Labelled], folder: Path) -> Numbers:
+def _opinions(judge: CrossEncoder, pairs: Sequence[Labelled], folder: Path) -> Numbers:
     """Of each pair, NaN for none; kept in the folder by the judge's revision."""
     digest = hashlib.sha256(json.dumps([judge.revision, *((pair.a, pair.b) for pair in pairs)]).encode())
     kept = folder / f"opinions-{digest.hexdigest()[:12]}.npy"
     if kept.exists():
         found: Numbers = np.load(kept)
         return found
-    await judge.load()
-    found, spent = np.full(len(pairs), np.nan), []
+    judge.open()
+    found = np.full(len(pairs), np.nan)
+    began = time.process_time()
     for place, pair in enumerate(pairs):
-        began = time.perf_counter()
-        try:
-            found[place] = await judge.opinion(pair.a, pair.b)
-        except TextRefused:
-            continue
-        spent.append(time.perf_counter() - began)
-    await judge.close()
-    per_pair = statistics.median(spent) * 1e3
-    print(f"{len(pairs)} pairs, {len(spent)} opinions, {per_pair:.2f} ms each (median)", file=sys.stderr)
+        with suppress(TextRefused):
+            found[place] = judge.opinion(pair.a, pair.b)
+    per_pair = (time.process_time() - began) / max(1, len(pairs)) * 1e3
+    said = int((~np.isnan(found)).sum())
+    print(f"{said} opinions on {len(pairs)} pairs, {per_pair:.2f} ms of a core each", file=sys.stderr)
     np.save(kept, found)
     return found
 
@@ -157,13 +159,17 @@ def fitted(rows: Judged, verifier: Verifier) -> Weights:
     )
     weight = np.array([pair.weight for pair in known.pairs])
     chance, opinion, bias = _regressed(x, known.y, weight).tolist()
+    if opinion < 0:  # a judge that knows nothing beyond the verifier is not turned round
+        (chance, bias), opinion = _regressed(x[:, [0, 2]], known.y, weight).tolist(), 0.0
     plain = Weights(bias=bias, chance=chance, opinion=opinion, most=_MOST)
     chosen = known.of(["gptcache_qqp"], "cut")
     different = np.sort(_log_odds(chosen.both(plain))[chosen.y == 0])[::-1]
-    levels = [
-        (float(different[int(share * len(different))]), float(_log_odds(np.array([verifier.cut(share)]))[0]))
-        for share in sorted(SHARES, reverse=True)
-    ]
+    levels: list[tuple[float, float]] = []
+    for share in sorted(SHARES, reverse=True):
+        total = float(different[int(share * len(different))])
+        level = total, float(_log_odds(np.array([verifier.cut(share)]))[0])
+        if not levels or (level[0] > levels[-1][0] and level[1] > levels[-1][1]):  # else there are too few pairs
+            levels.append(level)
     return Weights(bias=bias, chance=chance, opinion=opinion, most=_MOST, levels=tuple(levels))
 
 

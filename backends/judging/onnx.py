@@ -52,22 +52,20 @@ class OnnxJudge:
 
     def __init__(self, *, path: Path, threads: int = 1, waiting: int = 32) -> None:
         """At most `waiting` pairs wait; more have no opinion at once. Raises `ConfigError`."""
-        self.revision, self._window = _inspect(path)
-        self._path = path
+        self._model = CrossEncoder(path)
+        self.revision = self._model.revision
         self._threads = threads
         self._waiting = waiting
         self._under_way = 0
-        self._model: _CrossEncoder | None = None
+        self._open = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="judge")
 
     async def load(self) -> None:
-        await self._beside(self._open)
+        await self._beside(self._opened)
 
     async def opinion(self, asked: str, stored: str) -> float:
-        if self._model is None:
+        if not self._open:
             raise BackendError("the judge is not loaded yet")
-        if len(asked) + len(stored) > self._window * _CHARACTERS_A_TOKEN:
-            raise TextTooLong(f"{len(asked) + len(stored)} characters are beyond a window of {self._window} tokens")
         if self._under_way >= self._waiting:
             raise BackendError(f"{self._waiting} pairs wait for the judge already")
         self._under_way += 1
@@ -94,16 +92,24 @@ class OnnxJudge:
                 raise
             raise BackendError("the judge was closed") from None
 
-    def _open(self) -> None:
-        if self._model is None:
-            model = _CrossEncoder(self._path, window=self._window, threads=self._threads)
-            model.opinion(*_TRIAL)  # what it cannot do at all shows now
-            self._model = model
+    def _opened(self) -> None:
+        if not self._open:
+            self._model.open(threads=self._threads)
+            self._open = True
 
 
-class _CrossEncoder:
-    def __init__(self, path: Path, *, window: int, threads: int) -> None:
-        self._window = window
+class CrossEncoder:
+    """The model of a folder, run where it is asked. `revision` and `window` (in tokens) are known before it is opened.
+
+    Raises `ConfigError`, and from `open` and `opinion` what a `Judge` does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.revision, self.window = _inspect(path)
+        self._path = path
+
+    def open(self, *, threads: int = 1) -> None:
+        path = self._path
         try:
             self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
         except Exception as error:  # tokenizers raises Exception itself, for any unusable file
@@ -130,8 +136,11 @@ class _CrossEncoder:
             raise BackendError(f"{model} is no cross-encoder: its inputs are {', '.join(self._inputs)}")
         names = [item.name for item in self._session.get_outputs()]
         self._output = "logits" if "logits" in names else names[0]
+        self.opinion(*_TRIAL)  # what it cannot do at all shows now
 
     def opinion(self, asked: str, stored: str) -> float:
+        if len(asked) + len(stored) > self.window * _CHARACTERS_A_TOKEN:
+            raise TextTooLong(f"{len(asked) + len(stored)} characters are beyond a window of {self.window} tokens")
         encoding = self._encoded(asked, stored)
         row = np.array([encoding.ids], np.int64)
         values = {
@@ -157,8 +166,8 @@ class _CrossEncoder:
             encoding = self._tokenizer.encode(asked, stored)
         except TypeError as error:  # what tokenizers raises for a lone surrogate
             raise TextRefused("the text holds a lone surrogate: it is no Unicode text") from error
-        if len(encoding.ids) > self._window:
-            raise TextTooLong(f"{len(encoding.ids)} tokens are beyond a window of {self._window}")
+        if len(encoding.ids) > self.window:
+            raise TextTooLong(f"{len(encoding.ids)} tokens are beyond a window of {self.window}")
         if self._unknown is not None and self._unknown in encoding.ids:
             unread: tuple[list[str], list[str]] = ([], [])
             for token, side, (start, end) in zip(encoding.ids, encoding.sequence_ids, encoding.offsets, strict=True):
