@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of the labelled sets")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
     parser.add_argument("--seed", type=int, default=6)
-    parser.add_argument("--passes", type=float, default=1.0, help="how often every pair is learned from")
+    parser.add_argument("--passes", type=float, default=0.5, help="how often every pair is learned from")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
 
@@ -199,10 +199,11 @@ def _batches(known: Sequence[Example], *, seed: int) -> Iterator[tuple[NDArray[A
         starts = list(range(0, len(pool) - _BATCH + 1, _BATCH))
         draw.shuffle(starts)
         for start in starts:
-            yield _padded([known[place] for place in pool[start : start + _BATCH]])
+            yield padded([known[place] for place in pool[start : start + _BATCH]])
 
 
-def _padded(batch: Sequence[Example]) -> tuple[NDArray[Any], ...]:
+def padded(batch: Sequence[Example]) -> tuple[NDArray[Any], ...]:
+    """Ids, segments and mask [pairs, tokens], labels and weights [pairs]."""
     longest = max(len(one.ids) for one in batch)
     ids, segments, mask = (np.zeros((len(batch), longest), np.int64) for _ in range(3))
     for row, one in enumerate(batch):

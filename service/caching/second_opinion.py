@@ -41,9 +41,9 @@ class Weights(msgspec.Struct, frozen=True):
     revision: str = "default/1"
 
 
-# For a judge that nobody measured beside the verifier. 1.1 in log odds is about what lies between the verifier's cuts
-# of 1 and 5 % of different questions served, and between those of 1 and .1 %. So one that says yes to everything makes
-# the cache serve as at the 5 % cut, one that says no to everything as at the .1 % cut.
+# For a judge that nobody measured beside the verifier. 1.1 in log odds lies between the verifier's cuts of 1 and 5 % of
+# different questions served, and almost between those of 1 and .1 %. So one that says yes to everything makes the cache
+# serve as at the 5 % cut, one that says no to everything as at a cut of .15 %.
 DEFAULT = Weights(bias=0.0, chance=1.0, opinion=1.1, most=1.0)
 
 

@@ -1,16 +1,22 @@
 """How a judge is weighed beside the verifier, and what it is trained on."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from backends.embedding.minilm import REVISION
+from backends.judging.onnx import CrossEncoder
 from benchmarks import second_opinion, train_cross_encoder
+from benchmarks.cross_encoder_graph import cross_encoder
 from benchmarks.second_opinion import Judged, fitted
 from benchmarks.train_verifier import SHARES
 from benchmarks.verifier_data import Labelled
 from service.caching.second_opinion import Weights, dump, read
 from service.caching.verifier import Verifier, load
+from tests.support import cross_encoder as made
 
 PAIRS = 6_000
 
@@ -101,3 +107,25 @@ def test_examples_hold_both_texts_and_where_the_second_begins() -> None:
     assert len(found) == 40  # the long one costs too much
     assert {(len(one.ids), one.second) for one in found} == {(9, 5)}
     assert len({tuple(one.ids) for one in found}) == 2  # either text first
+
+
+def test_what_is_trained_and_the_graph_are_the_same_model(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="training needs torch")
+    folder, weights = made.untrained(tmp_path / "m"), made.weights()
+    (folder / "model.onnx").write_bytes(cross_encoder(weights, window=made.WINDOW, quantized=False))
+    graph = CrossEncoder(folder)
+    graph.open()
+    texts = ["how are you", "who is it then"]
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    examples = [
+        train_cross_encoder.Example(pair.ids, pair.type_ids.index(1), 1, 1.0)
+        for pair in tokenizer.encode_batch([(one, other) for one in texts for other in texts])
+    ]
+
+    ids, segments, mask, _, _ = train_cross_encoder.padded(examples)
+    tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
+    logits = train_cross_encoder.forward(tensors, *(torch.from_numpy(array) for array in (ids, segments, mask)))
+
+    opinions = [graph.opinion(one, other) for one in texts for other in texts]
+    assert opinions == pytest.approx((1 / (1 + np.exp(-logits.numpy()))).tolist(), abs=1e-5)
