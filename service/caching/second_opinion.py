@@ -65,15 +65,15 @@ def undecided(
     weights: Weights = DEFAULT,
     *,
     most: int = MOST_ASKED,
-) -> list[int]:
-    """Places of at most `most` candidates, the likeliest first, whose opinion could change what is served.
+) -> list[tuple[int, float]]:
+    """Place and P of at most `most` candidates, the likeliest first, whose opinion could change what is served.
 
     `chances` are the verifier's, None for one that is vetoed: no opinion
     outweighs a veto. `serves` says whether the candidate at that place would
     be served with that P, and is true from some P on. None is asked about behind one that is
     served whatever its judge says, as it is the likelier answer.
     """
-    found: list[int] = []
+    found: list[tuple[int, float]] = []
     ranked = sorted(
         ((chance, place) for place, chance in enumerate(chances) if chance is not None),
         key=lambda one: (-one[0], one[1]),
@@ -82,7 +82,7 @@ def undecided(
         if len(found) == most or serves(place, weighed(chance, 0.0, weights)):
             break
         if serves(place, weighed(chance, 1.0, weights)):
-            found.append(place)
+            found.append((place, chance))
     return found
 
 

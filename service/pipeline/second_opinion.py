@@ -63,12 +63,10 @@ class SecondOpinion:
             return found
         try:
             async with asyncio.timeout(self._deadline):
-                for place in places:
-                    chance = found[place]
-                    if chance is None:
-                        continue
-                    found[place] = weighed(chance, await self._opinion(asked, stored[place]), self._weights)
-                    if serves(place, found[place] or 0.0):
+                for place, chance in places:
+                    both = weighed(chance, await self._opinion(asked, stored[place]), self._weights)
+                    found[place] = both
+                    if serves(place, both):
                         break
         except (BackendError, TimeoutError) as error:
             self._health.failed(READING, error)

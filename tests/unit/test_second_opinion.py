@@ -84,12 +84,12 @@ def test_levels_say_which_p_a_sum_stands_for() -> None:
 def test_only_the_likeliest_whose_opinion_could_matter_are_asked(
     chances: list[float | None], places: list[int]
 ) -> None:
-    assert undecided(chances, at_the_cut) == places
+    assert undecided(chances, at_the_cut) == [(place, chances[place]) for place in places]
 
 
 @given(st.lists(st.none() | chances, max_size=10), st.sampled_from([DEFAULT, FITTED]))
 def test_who_is_not_asked_could_not_have_changed_what_is_served(found: list[float | None], weights: Weights) -> None:
-    places = undecided(found, at_the_cut, weights, most=10)
+    places = {place for place, _ in undecided(found, at_the_cut, weights, most=10)}
 
     served = [place for place, one in enumerate(found) if one is not None and weighed(one, 0.0, weights) >= CUT]
     if not served:
