@@ -120,7 +120,8 @@ def judged(
     few = []
     for (source, _), of in chosen.items():
         limit = len(of) if most is None else most if source in _MAIN else most // _LESS
-        few.append(draw.sample(of, min(limit, len(of))))
+        draw.shuffle(of)  # so that more pairs are those of before and others
+        few.append(of[:limit])
     rows = looked([pair for of in few for pair in of], vectors)
     opinions = _opinions(judge, rows.pairs, vectors)
     vetoed = [conflict(prepare(pair.a), prepare(pair.b)) is not None for pair in rows.pairs]
@@ -128,23 +129,29 @@ def judged(
 
 
 def _opinions(judge: CrossEncoder, pairs: Sequence[Labelled], folder: Path) -> Numbers:
-    """Of each pair, NaN for none; kept in the folder by the judge's revision."""
-    digest = hashlib.sha256(json.dumps([judge.revision, *((pair.a, pair.b) for pair in pairs)]).encode())
-    kept = folder / f"opinions-{digest.hexdigest()[:12]}.npy"
+    """Of each pair, NaN for none; kept in the folder by the judge's revision and the pair, for the next time."""
+    kept = folder / f"opinions-{hashlib.sha256(judge.revision.encode()).hexdigest()[:12]}.jsonl"
+    known: dict[str, float | None] = {}
     if kept.exists():
-        found: Numbers = np.load(kept)
-        return found
+        known = dict(json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines())
     judge.open()
-    found = np.full(len(pairs), np.nan)
-    began = time.process_time()
-    for place, pair in enumerate(pairs):
-        with suppress(TextRefused):
-            found[place] = judge.opinion(pair.a, pair.b)
-    per_pair = (time.process_time() - began) / max(1, len(pairs)) * 1e3
-    said = int((~np.isnan(found)).sum())
-    print(f"{said} opinions on {len(pairs)} pairs, {per_pair:.2f} ms of a core each", file=sys.stderr)
-    np.save(kept, found)
-    return found
+    asked, began = 0, time.process_time()
+    with kept.open("a", encoding="utf-8") as file:
+        for pair in pairs:
+            name = _name(pair)
+            if name not in known:
+                known[name] = None
+                with suppress(TextRefused):
+                    known[name] = judge.opinion(pair.a, pair.b)
+                file.write(json.dumps([name, known[name]]) + "\n")
+                asked += 1
+    per_pair = (time.process_time() - began) / max(1, asked) * 1e3
+    print(f"{asked} pairs judged, {per_pair:.2f} ms of a core each", file=sys.stderr)
+    return np.array([np.nan if (opinion := known[_name(pair)]) is None else opinion for pair in pairs])
+
+
+def _name(pair: Labelled) -> str:
+    return hashlib.sha256(json.dumps([pair.a, pair.b]).encode()).hexdigest()[:20]
 
 
 def fitted(rows: Judged, verifier: Verifier) -> Weights:
