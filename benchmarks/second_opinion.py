@@ -133,10 +133,14 @@ def _opinions(judge: CrossEncoder, pairs: Sequence[Labelled], folder: Path) -> N
     kept = folder / f"opinions-{hashlib.sha256(judge.revision.encode()).hexdigest()[:12]}.jsonl"
     known: dict[str, float | None] = {}
     if kept.exists():
-        known = dict(json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines())
+        for line in kept.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # a last line that was cut off
+                name, opinion = json.loads(line)
+                known[name] = opinion
     judge.open()
     asked, began = 0, time.process_time()
     with kept.open("a", encoding="utf-8") as file:
+        file.write("\n")
         for pair in pairs:
             name = _name(pair)
             if name not in known:
@@ -147,7 +151,8 @@ def _opinions(judge: CrossEncoder, pairs: Sequence[Labelled], folder: Path) -> N
                 asked += 1
     per_pair = (time.process_time() - began) / max(1, asked) * 1e3
     print(f"{asked} pairs judged, {per_pair:.2f} ms of a core each", file=sys.stderr)
-    return np.array([np.nan if (opinion := known[_name(pair)]) is None else opinion for pair in pairs])
+    found = [known[_name(pair)] for pair in pairs]
+    return np.array([np.nan if opinion is None else opinion for opinion in found])
 
 
 def _name(pair: Labelled) -> str:
@@ -212,7 +217,8 @@ def measured(rows: Judged, verifier: Verifier, weights: Weights, *, seed: int) -
                 "unmeasured": one.both(DEFAULT),
             }
             figures["recall"][name] = {"n": len(one.y), **_recalls(scores, one.y, seed)}
-        for test in dict.fromkeys(pair.test for pair in one.pairs):
+        tests: list[str | None] = list(dict.fromkeys(pair.test for pair in one.pairs))
+        for test in tests if len(tests) == 1 else [None, *tests]:
             for label in (0, 1):
                 few = one.of(parts, "test", test)
                 few = few.where(few.y == label)

@@ -41,10 +41,10 @@ class Weights(msgspec.Struct, frozen=True):
     revision: str = "default/1"
 
 
-# For a judge that nobody measured beside the verifier. 1.1 in log odds lies between the verifier's cuts of 1 and 5 % of
-# different questions served, and almost between those of 1 and .1 %. So one that says yes to everything makes the cache
-# serve as at the 5 % cut, one that says no to everything as at a cut of .15 %.
-DEFAULT = Weights(bias=0.0, chance=1.0, opinion=1.1, most=1.0)
+# For a judge that nobody measured beside the verifier. A yes adds .42 to the log odds, which lies between the cuts of
+# 1 and 2 % of different questions served; a no takes 1.1, which lies between those of .15 and 1 %. So one that says yes
+# to everything makes the cache serve as at the 2 % cut.
+DEFAULT = Weights(bias=-0.34, chance=1.0, opinion=0.76, most=1.0)
 
 
 def weighed(chance: float, opinion: float | None, weights: Weights = DEFAULT) -> float:

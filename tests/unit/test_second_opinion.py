@@ -41,9 +41,9 @@ def test_both_count_in_their_own_direction(chance: float, one: float, other: flo
 @pytest.mark.parametrize(
     ("chance", "opinion", "served"),
     [
-        (0.70, 1.0, False),  # beyond the verifier's cut of 5 %: nothing a judge says
-        (0.72, 1.0, True),
-        (0.72, 0.5, False),
+        (0.82, 1.0, False),  # beyond the verifier's cut of 2 %: nothing a judge says
+        (0.83, 1.0, True),
+        (0.83, 0.5, False),
         (0.88, 0.4, False),
         (0.95, 0.0, False),
         (0.96, 0.0, True),  # within its cut of .1 %: whatever a judge says
@@ -67,17 +67,17 @@ def test_levels_say_which_p_a_sum_stands_for() -> None:
     ("chances", "places"),
     [
         ([], []),
-        ([0.8], [0]),
+        ([0.85], [0]),
         ([0.9], [0]),
         ([0.99], []),  # served whatever is said
         ([0.5], []),  # not served whatever is said
-        ([0.99, 0.8], []),  # the likelier one answers
-        ([0.8, 0.99], []),
-        ([0.8, 0.85, 0.5], [1, 0]),
-        ([0.8, 0.8], [0, 1]),
-        ([0.8, 0.81, 0.82, 0.83], [3, 2]),  # two at most
+        ([0.99, 0.85], []),  # the likelier one answers
+        ([0.85, 0.99], []),
+        ([0.84, 0.85, 0.5], [1, 0]),
+        ([0.85, 0.85], [0, 1]),
+        ([0.84, 0.85, 0.86, 0.87], [3, 2]),  # two at most
         ([None, None], []),  # vetoed
-        ([None, 0.8], [1]),
+        ([None, 0.85], [1]),
         ([0.0, 0.0], []),
     ],
 )
