@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from service.caching.context import keeps_history, plain_turns, systems_first
-from service.caching.passages import Layout, Template, cut, cut_parts
+from service.caching.passages import LONGEST, Layout, Template, cut, cut_parts
 from service.context import Keeping
 
 # Fields of the body that shape how an answer travels or who is noted as asking, never what it says.
@@ -125,6 +125,8 @@ def parent(entry_id: str, answer: str) -> str:
 def _cut(content: object, template: Template | None) -> tuple[str, object, Layout] | str:
     """The question in a user's content, the content without it, and the layout; or why there is none."""
     if isinstance(content, str):
+        if len(content) > LONGEST:
+            return "too-long"
         found = cut(content, template)
         if found is None:
             return "rag-unclear"
@@ -135,6 +137,8 @@ def _cut(content: object, template: Template | None) -> tuple[str, object, Layou
     if isinstance(at, str):
         return at
     part = content[at]
+    if len(part["text"]) > LONGEST:
+        return "too-long"
     several = sum(other.get("type") == "text" for other in content) > 1
     found = cut(part["text"], template)
     if found is None:
@@ -149,6 +153,8 @@ def _asking(content: list[dict[str, Any]]) -> int | str:
     texts = [at for at, part in enumerate(content) if part.get("type") == "text"]
     if not texts or not all(isinstance(content[at].get("text"), str) for at in texts):
         return "not-text"
+    if len(texts) > 1 and sum(len(content[at]["text"]) for at in texts) > LONGEST:
+        return "too-long"
     if len(texts) == 1:
         return texts[0]
     at = cut_parts([content[at]["text"] for at in texts])

@@ -18,6 +18,8 @@ import re2
 
 Layout = Literal["whole", "template", "label", "tags", "fence", "announced", "parts"]
 
+# In characters: a prompt beyond this is not looked into.
+LONGEST = 65_536
 # In characters: no question is longer where nobody labelled it.
 _LONGEST_QUESTION = 600
 # Names of tags in one text.

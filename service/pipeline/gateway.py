@@ -502,10 +502,15 @@ class Gateway:
             # Two questions that mask different values are different questions.
             masked = sorted(flight.issued)
             template = None if endpoint.question_pattern is None else passages.template(endpoint.question_pattern)
-            parents = await self._parents(original, context, meaning)
-            asking = question_of(
-                request.body, (*meaning, *masked), keeping=endpoint.context, template=template, parents=parents
-            )
+            large = len(original.raw) > _LARGE
+            # Nobody is kept waiting while a conversation of megabytes is read once more for its turns' sake.
+            parents = () if large else await self._parents(original, context, meaning)
+
+            def question() -> Question | str:
+                marked = (*meaning, *masked)
+                return question_of(request.body, marked, keeping=endpoint.context, template=template, parents=parents)
+
+            asking = await asyncio.to_thread(question) if large else question()
             if isinstance(asking, str):
                 reason = asking
             else:

@@ -389,17 +389,20 @@ def test_a_text_beyond_the_embedders_window_is_exact_only(gateway: Gateway, mode
     assert outcome(gateway.ask(long, model=model, endpoint="lenient")) == "exact"
 
 
-def test_an_image_is_exact_only(gateway: Gateway, model: str) -> None:
-    def look(text: str) -> httpx.Response:
-        parts = [
-            {"type": "text", "text": text},
-            {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
-        ]
+def test_an_image_has_to_be_the_same_and_one_elsewhere_is_exact_only(gateway: Gateway, model: str) -> None:
+    def look(text: str, image: str) -> httpx.Response:
+        parts = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": image}}]
         return gateway.post({"model": model, "messages": [{"role": "user", "content": parts}]})
 
-    outcomes = [outcome(look(text)) for text in (QUESTION, REPHRASED, QUESTION)]
+    here, other = "data:image/png;base64,iVBORw0KGgo=", "data:image/png;base64,iVBORw0KGgp="
+    elsewhere = "https://example.com/image.png"
+    look(QUESTION, here)
+    look(QUESTION, elsewhere)
+    eventually(lambda: outcome(look(f"{QUESTION} ", here)) == "semantic")
 
-    assert outcomes == ["miss", "miss", "exact"]
+    outcomes = [outcome(look(REPHRASED, image)) for image in (here, other, elsewhere)]
+
+    assert outcomes == ["semantic", "miss", "miss"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
