@@ -350,6 +350,8 @@ class Chats:
         self.first = [chat[0] for chat in chats]
         self.follow = [chat[1] for chat in chats]
         self.joined = ["\n".join(chat[:2]) for chat in chats]
+        # Whoever asks a first question after another has it answered with what the other was told.
+        self.answers = {chat[0]: chat[4] for chat in reversed(chats)}
         self._matrix: dict[str, NDArray[np.float32]] = {}
         self._places: dict[str, list[str | None]] = {}
 
@@ -363,7 +365,7 @@ class Chats:
     def places(self, mode: str) -> list[str | None]:
         """The namespace in which each one's follow-up is stored."""
         if mode not in self._places:
-            self._places[mode] = [_place((chat[0], chat[4], chat[1]), mode) for chat in self.chats]
+            self._places[mode] = [_place((chat[0], self.answers[chat[0]], chat[1]), mode) for chat in self.chats]
         return self._places[mode]
 
 
@@ -402,7 +404,7 @@ def answered(chats: Chats, first: str, follow: str, mode: str, decide: Decide) -
         return decide(text, chats.joined, chats.cosines(text, "joined"))
     known = decide(first, chats.first, chats.cosines(first, "first"))
     # Whoever was answered from an entry has its text in their history.
-    said = "a fresh answer" if known is None else stored[known][4]
+    said = "a fresh answer" if known is None else chats.answers[stored[known][0]]
     place = _place((first, said, follow), mode, None if known is None else stored[known][0])
     where = [at for at, other in enumerate(chats.places(mode)) if place is not None and other == place]
     cosines = chats.cosines(follow, "follow")
