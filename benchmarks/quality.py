@@ -49,7 +49,7 @@ from service.bench.cache_traffic import PROFILES, read
 from service.caching.certificate import needed, upper_bound
 from service.caching.eligibility import judge
 from service.caching.features import NAMES, Prepared, prepare
-from service.caching.identity import Question, asked
+from service.caching.identity import Question, asked, before, exact_key, parent
 from service.caching.verifier import Verifier, load
 from service.caching.vetoes import conflict
 from service.context import Keeping
@@ -350,6 +350,8 @@ class Chats:
         self.first = [chat[0] for chat in chats]
         self.follow = [chat[1] for chat in chats]
         self.joined = ["\n".join(chat[:2]) for chat in chats]
+        # Whoever asks a first question after another has it answered with what the other was told.
+        self.answers = {chat[0]: chat[4] for chat in reversed(chats)}
         self._matrix: dict[str, NDArray[np.float32]] = {}
         self._places: dict[str, list[str | None]] = {}
 
@@ -363,28 +365,38 @@ class Chats:
     def places(self, mode: str) -> list[str | None]:
         """The namespace in which each one's follow-up is stored."""
         if mode not in self._places:
-            turns = [((chat[0], chat[4], chat[1]), chat[0]) for chat in self.chats]
-            self._places[mode] = [_place(said, mode, parent) for said, parent in turns]
+            self._places[mode] = [_place((chat[0], self.answers[chat[0]], chat[1]), mode) for chat in self.chats]
         return self._places[mode]
 
 
-def _asked(turns: Sequence[str], keeping: Keeping, parent: str | None = None) -> Question | None:
-    said = [{"role": "assistant" if at % 2 else "user", "content": text} for at, text in enumerate(turns)]
-    found = asked({"messages": said}, (), keeping=keeping, parents=() if parent is None else (parent,))
+def _asked(turns: Sequence[str], keeping: Keeping, first: str | None = None) -> Question | None:
+    """The last turn as the gateway compares it. `first`: the stored question whose entry answered the turn before."""
+    body = _body(turns)
+    turn_before = before(body, ())
+    if turn_before is None:
+        parents: tuple[str, ...] = ()
+    else:
+        key, answer = turn_before
+        parents = (parent(key if first is None else exact_key(_body((first,)), ()), answer),)
+    found = asked(body, (), keeping=keeping, parents=parents)
     return found if isinstance(found, Question) else None
 
 
-def _place(turns: Sequence[str], mode: str, parent: str) -> str | None:
-    keeping: Any = "full" if mode == "parents" else mode
-    found = _asked(turns, keeping, parent if mode == "parents" else None)
+def _body(turns: Sequence[str]) -> dict[str, Any]:
+    return {"messages": [{"role": "assistant" if at % 2 else "user", "content": text} for at, text in enumerate(turns)]}
+
+
+def _place(turns: Sequence[str], mode: str, first: str | None = None) -> str | None:
+    keeping: Any = mode
+    found = _asked(turns, keeping, first)
     return None if found is None else found.namespace
 
 
 def answered(chats: Chats, first: str, follow: str, mode: str, decide: Decide) -> int | None:
     """Which stored conversation's follow-up answers `follow` after `first`; None is a miss.
 
-    `turns`: all the user said is compared. Else what `cache.context` says, and
-    `parents`: the entry that answered the first turn stands for it.
+    `turns`: all the user said is compared. Else what `cache.context` says: with
+    `full` the entry that answered the first turn stands for it, as in the gateway.
     """
     stored = chats.chats
     if mode == "turns":
@@ -392,8 +404,8 @@ def answered(chats: Chats, first: str, follow: str, mode: str, decide: Decide) -
         return decide(text, chats.joined, chats.cosines(text, "joined"))
     known = decide(first, chats.first, chats.cosines(first, "first"))
     # Whoever was answered from an entry has its text in their history.
-    said = "a fresh answer" if known is None else stored[known][4]
-    place = _place((first, said, follow), mode, first if known is None else stored[known][0])
+    said = "a fresh answer" if known is None else chats.answers[stored[known][0]]
+    place = _place((first, said, follow), mode, None if known is None else stored[known][0])
     where = [at for at, other in enumerate(chats.places(mode)) if place is not None and other == place]
     cosines = chats.cosines(follow, "follow")
     chosen = decide(follow, [chats.follow[at] for at in where], [cosines[at] for at in where])
@@ -448,9 +460,8 @@ def conversation_rows(data: Path, verifier: Verifier) -> list[Row]:
     }
     found = []
     for mode, name in (
-        ("full", "all earlier turns are identity (`full`)"),
+        ("full", "matched parents (`full`, the default)"),
         ("last-turn-if-self-contained", "`last-turn-if-self-contained`"),
-        ("parents", "matched parents"),
     ):
         told = played(chats, mode, ours)
         grid = [played(chats, mode, at_cosine(cut / 100)) for cut in range(50, 100)]
@@ -464,7 +475,7 @@ def conversation_rows(data: Path, verifier: Verifier) -> list[Row]:
             others = {HINDSIGHT: percent(getattr(best, figure)), **others}
             low, high = exact_interval(count, of) if of else (None, None)
             share = count / of if of else None
-            wanted = mode == "parents"
+            wanted = mode == "full"
             found.append(
                 Row(
                     "conversations",
