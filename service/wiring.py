@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Hashable, Mapping
+from functools import partial
 from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
@@ -45,6 +46,7 @@ from service.pipeline.gateway import Gateway
 from service.pipeline.health import READING
 from service.pipeline.lead import Leads
 from service.pipeline.outcomes import Outcomes
+from service.pipeline.reembedding import Attempts, Both, Made, Reembedding, left_behind, note
 from service.pipeline.screen import Screens
 from service.pipeline.semantic_tier import SemanticTier
 from service.pipeline.tuning import Known, Tuning
@@ -53,6 +55,7 @@ from service.routing.aliases import Aliases, Route, Target, route
 from service.routing.balance import Standing
 from service.routing.catalog import Catalog
 from service.settings import (
+    EmbedderSettings,
     EndpointSettings,
     ModelSettings,
     QdrantSettings,
@@ -77,8 +80,9 @@ _IMMEDIATE = frozenset({"lmdb", "memory"})
 _SHARED = frozenset({"redis"})
 # Read when the gateway starts; a reload says so and keeps them as they are.
 _SERVER = ("host", "port", "workers", "tls", "drain")
-_SECTIONS = ("storage", "cache", "redis", "qdrant", "admin", "logs")
-_NEEDS_RESTART = (*(f"server.{name}" for name in _SERVER), *_SECTIONS)
+_SECTIONS = ("storage", "redis", "qdrant", "admin", "logs")
+_STORES = ("exact", "vector")  # of `cache`; its embedder is changed while it serves
+_NEEDS_RESTART = (*(f"server.{name}" for name in _SERVER), *_SECTIONS, *(f"cache.{name}" for name in _STORES))
 _LANDING = 5.0
 _COUNTING = 1.0
 _RECOUNT = 30.0
@@ -94,6 +98,8 @@ _AUDITED = 0.01
 _LOOKUPS = 64 << 20
 _SECRET_BYTES = 32
 _STDERR = 2
+_EMBEDDERS = "embedders.json"
+_SETTLING = 60.0
 
 
 class State(msgspec.Struct, frozen=True):
@@ -149,6 +155,15 @@ class Runtime:
         self._counted = _Counted(None, float("-inf"))
         self._counting: _Counting | None = None
         self._tuned_at: Hashable = ()
+        self._embedder: EmbedderSettings | None = None  # of the tier that serves
+        self._wanted: EmbedderSettings | None = None  # the same, or what is moved to
+        self._loading: asyncio.Task[None] | None = None
+        self._moving: asyncio.Task[None] | None = None
+        self._reembedding: Reembedding | None = None
+        self._embedders: list[Embedder] = []  # open
+        self._vectors: dict[Made, VectorStore] = {}  # open
+        self._opening = asyncio.Lock()  # of the two above: no store is opened twice
+        self._held: list[Embedder | VectorStore] = []  # by the move
         self.keyring: Keyring
         self.tuning: Tuning
         self.exact: ExactTier
@@ -232,6 +247,7 @@ class Runtime:
                 if name not in self.state.gateway.upstreams:
                     self.metrics.upstream_open.set((name,), 0)
                 self._spawn(self._closed_when_idle(upstream))
+        self._follow_embedder(settings)
 
     async def _closed_when_idle(self, upstream: Upstream) -> None:
         """Requests that began before a reload finish with the upstreams they began with, however many reloads ago."""
@@ -377,7 +393,8 @@ class Runtime:
         if self._leases is not None:
             closing.append(self._leases.close)
         if self.semantic is not None:
-            closing += [self.semantic.embedder.close, self.semantic.vectors.close]
+            closing += [embedder.close for embedder in self._embedders]
+            closing += [vectors.close for vectors in self._vectors.values()]
         for close in reversed(closing):
             try:
                 await close()
@@ -391,11 +408,22 @@ class Runtime:
 
     async def _open_semantic(self, settings: Settings) -> None:
         self.semantic = await asyncio.to_thread(self._semantic, settings)
-        self._spawn(self.semantic.load())
+        self._embedder = self._wanted = settings.cache.embedder
+        self._loading = self._spawn(self.semantic.load())
+        serving, file = _made_by(self.semantic.embedder), storage(settings) / _EMBEDDERS
+        left = await asyncio.to_thread(left_behind, file, serving)
+        await asyncio.to_thread(note, file, serving, left)
+        if left:  # the embedder was changed while nobody served, or a move was cut short
+            self._moving = self._spawn(self._move(settings, None))
 
     def _semantic(self, settings: Settings) -> SemanticTier:
         embedder = make_embedder(settings)
         vectors = open_vector_store(settings, dimensions=embedder.dimensions, revision=embedder.revision)
+        self._embedders.append(embedder)
+        self._vectors[_made_by(embedder)] = vectors
+        return self._tier(embedder, vectors, settings)
+
+    def _tier(self, embedder: Embedder, vectors: VectorStore, settings: Settings) -> SemanticTier:
         try:
             verifier = load_verifier(embedder.revision)
         except ConfigError as error:
@@ -409,6 +437,152 @@ class Runtime:
             deadline=settings.cache.vector.deadline,
             metrics=self.metrics,
         )
+
+    # --- another embedder while requests are served
+
+    def reembedding(self) -> dict[str, Any] | None:
+        """How far a move to another embedder is in this worker; None without one."""
+        move = self._reembedding
+        if move is None:
+            return None
+        return {
+            "to": move.embedder.revision,
+            "state": move.state,
+            "remaining": move.remaining,
+            "embedded": move.embedded,
+            "refused": move.refused,
+        }
+
+    def _follow_embedder(self, settings: Settings) -> None:
+        """Begins to move to the embedder that `settings` name, unless it serves or is moved to already."""
+        if self.semantic is not None and settings.cache.embedder != self._wanted:
+            self._wanted = settings.cache.embedder
+            self._moving = self._spawn(self._move(settings, self._moving))
+
+    async def _move(self, settings: Settings, before: asyncio.Task[None] | None) -> None:
+        """Until all that is stored is found under the embedder of `settings`, and that one serves. What fails is tried
+        again, and `before` ends."""
+        if before is not None:
+            before.cancel()
+            await asyncio.wait([before])
+        tier = self.semantic
+        if tier is None:
+            return
+        attempts = Attempts(self.metrics)
+        try:
+            if settings.cache.embedder == self._embedder:
+                embedder = tier.embedder
+            else:
+                embedder = await attempts.until_it_works(lambda: asyncio.to_thread(make_embedder, settings))
+                self._embedders.append(embedder)
+                self._held.append(embedder)
+            await self._move_to(embedder, tier, settings, attempts)
+        finally:
+            self._reembedding = None
+            self._held.clear()
+            self.metrics.degraded.set(("reembedding",), 0)
+            self._spawn(self._close_unused())
+
+    async def _move_to(self, embedder: Embedder, tier: SemanticTier, settings: Settings, attempts: Attempts) -> None:
+        wanted, serving = _made_by(embedder), _made_by(tier.embedder)
+        home = storage(settings)
+        left = await asyncio.to_thread(left_behind, home / _EMBEDDERS, wanted)
+        if serving not in (wanted, *left):
+            left.append(serving)
+        target, *sources = [
+            await attempts.until_it_works(partial(self._opened, settings, made)) for made in (wanted, *left)
+        ]
+        move = self._reembedding = Reembedding(
+            embedder,
+            target,
+            sources,
+            self.exact.store,
+            lock=home / "reembedding.lock",
+            attempts=attempts,
+            metrics=self.metrics,
+        )
+        await move.load()
+        if embedder is not tier.embedder and wanted != serving and tier.loaded:
+            log.info("%s serves until all that is stored is embedded anew for %s", serving.revision, wanted.revision)
+            serves = tier.vectors
+            tier.vectors = move.both = Both(serves, target)
+            try:
+                await move.run()
+                await attempts.until_it_works(lambda: self._serve_with(embedder, target, settings, move))
+            finally:
+                if self.semantic is tier:
+                    tier.vectors = serves
+        else:  # the vectors are the same ones, or there is nothing to serve from
+            if embedder is not tier.embedder:
+                await attempts.until_it_works(lambda: self._serve_with(embedder, target, settings, move))
+                await asyncio.to_thread(note, home / _EMBEDDERS, wanted, left)
+            if left:
+                log.info("%s serves while what others were asked is embedded anew for it", wanted.revision)
+            await move.run()
+        await asyncio.to_thread(note, home / _EMBEDDERS, wanted, [])
+
+    async def _serve_with(
+        self, embedder: Embedder, vectors: VectorStore, settings: Settings, move: Reembedding
+    ) -> None:
+        """In one step for the requests to come; those under way finish with what they began with."""
+        tier = self._tier(embedder, vectors, settings)
+        await tier.load()
+        async with self._reloading:
+            old, before = self.state, self.semantic
+            applied = await asyncio.to_thread(policies, old.settings, storage(old.settings))
+            known = await self._known(old.settings)
+            self.semantic, self._embedder = tier, settings.cache.embedder
+            self.state = self._compiled(old.settings, applied, old.gateway.upstreams, old.gateway.standings, known)
+            self._retired.append(old.gateway)
+        if self._loading is not None:
+            self._loading.cancel()
+        self._spawn(self._retire(before, move))
+        log.info("semantic hits now come from the vectors of %s", embedder.revision)
+
+    async def _retire(self, tier: SemanticTier | None, move: Reembedding) -> None:
+        """What requests that began before the switch still keep is brought over, too."""
+        while any(gateway.users for gateway in self._retired if gateway.semantic is tier):
+            await asyncio.sleep(1.0)
+            await self._settled(move)
+        await self._settled(move)
+        for component in ("embedder", "vector"):  # what the old ones' last requests met; the new ones say it again
+            self.metrics.degraded.set((component,), 0)
+        await self._close_unused()
+
+    async def _settled(self, move: Reembedding) -> None:
+        # By another switch its vectors may have been closed, and it would try for ever.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLING):
+                await move.settle()
+
+    async def _opened(self, settings: Settings, made: Made) -> VectorStore:
+        async with self._opening:
+            if made not in self._vectors:
+                self._vectors[made] = await asyncio.to_thread(
+                    open_vector_store, settings, dimensions=made.dimensions, revision=made.revision
+                )
+            self._held.append(self._vectors[made])
+            return self._vectors[made]
+
+    async def _close_unused(self) -> None:
+        """Closes the embedders and the vectors that no request and no move needs any more."""
+        async with self._opening:
+            for embedder in [embedder for embedder in self._embedders if not self._is_used(embedder)]:
+                self._embedders.remove(embedder)
+                await embedder.close()
+            for made, vectors in list(self._vectors.items()):
+                if not self._is_used(vectors):
+                    await vectors.close()
+                    del self._vectors[made]
+
+    def _is_used(self, part: Embedder | VectorStore) -> bool:
+        tiers = [self.semantic, *(gateway.semantic for gateway in self._retired if gateway.users)]
+        used: list[object] = list(self._held)
+        for tier in tiers:
+            if tier is not None:
+                vectors = tier.vectors
+                used += [tier.embedder, *((vectors.old, vectors.new) if isinstance(vectors, Both) else (vectors,))]
+        return any(part is one for one in used)
 
     async def _shared_secret(self, settings: Settings, home: Path) -> bytes:
         """What placeholders and the marks of credentials are made with: the same for all who share entries."""
@@ -531,7 +705,8 @@ def reread(config: Path | None, environ: Mapping[str, str], started_with: Settin
         raise ConfigError("keys.require: must stay true while the gateway listens beyond loopback")
     server = {name: getattr(started_with.server, name) for name in _SERVER}
     kept = {name: getattr(started_with, name) for name in _SECTIONS}
-    return settings.model_copy(update={**kept, "server": settings.server.model_copy(update=server)})
+    stores = settings.cache.model_copy(update={name: getattr(started_with.cache, name) for name in _STORES})
+    return settings.model_copy(update={**kept, "cache": stores, "server": settings.server.model_copy(update=server)})
 
 
 def log_refused(error: Exception) -> None:
@@ -576,6 +751,10 @@ def open_exact_store(settings: Settings) -> ExactStore:
         options["path"] = storage(settings) / "exact"
     store: ExactStore = registry.create("exact", chosen.store, **options)
     return store
+
+
+def _made_by(embedder: Embedder) -> Made:
+    return Made(embedder.revision, embedder.dimensions)
 
 
 def make_embedder(settings: Settings) -> Embedder:
