@@ -442,15 +442,15 @@ class Runtime:
 
     def reembedding(self) -> dict[str, Any] | None:
         """How far a move to another embedder is in this worker; None without one."""
-        move = self._reembedding
-        if move is None:
+        if self._moving is None or self._moving.done():
             return None
+        move = self._reembedding
         return {
-            "to": move.embedder.revision,
-            "state": move.state,
-            "remaining": move.remaining,
-            "embedded": move.embedded,
-            "refused": move.refused,
+            "to": None if move is None else move.embedder.revision,  # None: it could not be made so far
+            "state": "loading" if move is None else move.state,
+            "remaining": 0 if move is None else move.remaining,
+            "embedded": 0 if move is None else move.embedded,
+            "refused": 0 if move is None else move.refused,
         }
 
     def _follow_embedder(self, settings: Settings) -> None:

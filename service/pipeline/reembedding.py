@@ -171,8 +171,10 @@ class Reembedding:
         attempts: Attempts,
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """`clock` in seconds since the epoch, `timer` from whenever."""
         self.embedder = embedder
         self.target = target
         self.both: Both | None = None  # where a tier that serves from a source writes
@@ -184,9 +186,10 @@ class Reembedding:
         self._attempts = attempts
         self._metrics = metrics
         self._clock = clock
+        self._timer = timer
         self._sleep = sleep
-        self._began_work = time.monotonic()
-        self._said = 0.0
+        self._rested = timer()
+        self._said = timer()
 
     async def load(self) -> None:
         """Returns when the embedder and its vectors can be used."""
@@ -198,7 +201,7 @@ class Reembedding:
         if not self._sources:
             self.state = "done"
             return
-        began = time.monotonic()
+        began = self._timer()
         try:
             while not await self._attempts.until_it_works(self._passed):
                 self.state = "waiting"
@@ -212,7 +215,7 @@ class Reembedding:
                 "%d stored questions were embedded anew for %s in %.0f s, %d it refused were left out",
                 self.embedded,
                 self.embedder.revision,
-                time.monotonic() - began,
+                self._timer() - began,
                 self.refused,
             )
 
@@ -232,6 +235,7 @@ class Reembedding:
             known = await self._known()
             total = sum([await source.count() for source in self._sources])
             seen = 0
+            self._remains(total)
             for source in self._sources:
                 waiting: list[Owed] = []
                 async for stored in source.entries(""):
@@ -322,14 +326,14 @@ class Reembedding:
 
     async def _rest(self) -> None:
         """As long as it has worked since the last time: where requests keep the machine busy, both grow."""
-        await self._sleep(min(time.monotonic() - self._began_work, _LONGEST_REST))
-        self._began_work = time.monotonic()
+        await self._sleep(min(self._timer() - self._rested, _LONGEST_REST))
+        self._rested = self._timer()
 
     def _remains(self, count: int) -> None:
         self.remaining = max(0, count)
         self._metrics.reembedding_remaining.set((), self.remaining)
-        if self.remaining and time.monotonic() >= self._said + _SAY_EVERY:
-            self._said = time.monotonic()
+        if self.remaining and self._timer() >= self._said + _SAY_EVERY:
+            self._said = self._timer()
             log.info("%d stored questions remain to be embedded anew for %s", self.remaining, self.embedder.revision)
 
 
