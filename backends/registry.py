@@ -34,6 +34,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "onnx": "backends.embedding.onnx:OnnxEmbedder",
         "static": "backends.embedding.static:StaticEmbedder",
         "openai": "backends.embedding.openai:OpenAIEmbedder",
+        "sentence-transformers": "backends.embedding.sentence_transformers:SentenceTransformersEmbedder",
     },
     "upstream": {
         "demo": "backends.upstream.demo:DemoUpstream",
@@ -54,8 +55,17 @@ BUILT_IN: dict[str, dict[str, str]] = {
 
 
 # What is not installed with the gateway itself: the package by its import, and the extra that brings it.
-_EXTRAS = {"redis": "redis", "grpc": "qdrant", "google": "qdrant"}
-_NEEDS = {("exact", "redis"): "redis", ("vector", "redis"): "redis"}
+_EXTRAS = {
+    "redis": "redis",
+    "grpc": "qdrant",
+    "google": "qdrant",
+    "sentence_transformers": "sentence-transformers",
+}
+_NEEDS = {
+    ("exact", "redis"): "redis",
+    ("vector", "redis"): "redis",
+    ("embedding", "sentence-transformers"): "sentence_transformers",
+}
 
 
 def not_installed(seam: str, name: str) -> str | None:

@@ -34,6 +34,7 @@ def main() -> int:
     pairs += strangers(pairs, Vectors(options.vectors, "gptcache_qqp"), seed=options.seed)
     pairs += train_verifier.generated(pairs, seed=options.seed)
     rows = train_verifier.looked(pairs, options.vectors)
+    train_verifier.listened(rows, seed=options.seed)
     whole = _figures(rows, rows, seed=options.seed)
     figures = {"nothing left out": whole}
     _print("left out", whole)
@@ -68,7 +69,7 @@ def _variants(rows: Rows) -> list[tuple[str, Rows, list[int] | None]]:
 
 def _without(rows: Rows, sources: set[str]) -> Rows:
     keep = np.array([pair.source not in sources or pair.part != "learn" for pair in rows.pairs])
-    return Rows([pair for pair, kept in zip(rows.pairs, keep, strict=True) if kept], rows.x[keep], rows.y[keep])
+    return rows.only(keep)
 
 
 def _figures(learned: Rows, rows: Rows, *, seed: int, columns: list[int] | None = None) -> dict[str, float]:

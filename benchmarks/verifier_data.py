@@ -85,6 +85,42 @@ def labelled(folder: Path, *, seed: int) -> list[Labelled]:
     return found
 
 
+# Sets of questions by class, never learned from: at most so many questions of each are looked at.
+CLASSES = {"banking77": 2_000, "osschat_clusters": 2_000}
+
+
+def neighbours(folder: Path, name: str, vectors: "Vectors", *, seed: int, each: int = 5) -> list[Labelled]:
+    """Questions of a set of `CLASSES` with the `each` nearest of the others; 1 where both are of one class."""
+    rows = [(str(row["text"]), str(row["cluster"])) for row in lines(folder / name / "norm_clusters.jsonl")]
+    draw = random.Random(seed)  # noqa: S311 - nothing secret, the same again is the point
+    chosen = dict(draw.sample(rows, min(CLASSES[name], len(rows))))
+    texts = list(chosen)
+    vectors.add(texts)
+    return [
+        Labelled(text, other, int(chosen[text] == chosen[other]), name, "test", 1.0)
+        for text, others in zip(texts, vectors.strangers(texts, texts, each=each), strict=True)
+        for other in others
+        if text.strip().casefold() != other.strip().casefold()
+    ]
+
+
+def halves(pairs: Sequence[Labelled], *, seed: int) -> NDArray[np.int64]:
+    """0 or 1 for each pair, the same for all of one component. A pair made of a question is where its question is."""
+    draw = random.Random(seed)  # noqa: S311 - nothing secret, the same again is the point
+    first = [pair for pair in pairs if pair.source in LEARNED or pair.source == "clinc150"]
+    drawn: dict[int, int] = {}
+    of: dict[str, int] = {}
+    for pair, group in zip(first, components([(pair.a, pair.b) for pair in first]), strict=True):
+        if group not in drawn:
+            drawn[group] = draw.randrange(2)
+        of[pair.a.strip().casefold()] = of[pair.b.strip().casefold()] = drawn[group]
+    found = []
+    for pair in pairs:
+        known = [of[text] for text in (pair.a.strip().casefold(), pair.b.strip().casefold()) if text in of]
+        found.append(known[0] if known else draw.randrange(2))
+    return np.array(found, np.int64)
+
+
 def strangers(pairs: Sequence[Labelled], vectors: "Vectors", *, seed: int) -> list[Labelled]:
     """Questions and those nearest to them that no pair connects them with: what a cache is asked beside its hits.
 
@@ -168,7 +204,7 @@ class Vectors:
     """
 
     def __init__(self, folder: Path, name: str, embedder: Embedder | None = None) -> None:
-        self._embedder = embedder or OnnxEmbedder(remembered=1)
+        self._embedder = embedder or OnnxEmbedder()
         stem = f"{name}-{hashlib.sha256(self._embedder.revision.encode()).hexdigest()[:12]}"
         self._rows, self._texts = folder / f"{stem}.npy", folder / f"{stem}.jsonl"
         self._place: dict[str, int] = {}

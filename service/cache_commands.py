@@ -6,25 +6,30 @@ Progress and questions go to stderr, results to stdout.
 import asyncio
 import json
 import os
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
 from backends.embedding.base import Embedder
-from models.errors import BackendError, ConfigError
+from models.errors import BackendError, ConfigError, RequestError
 from service import contents
 from service.contents import BadFile, Header, Read, Selection, Stores, Written
+from service.pipeline import warm
+from service.pipeline.warm import BadLine, Warmed
 from service.settings import Settings
-from service.wiring import make_embedder, open_exact_store, open_vector_store, semantic_somewhere
+from service.wiring import Runtime, make_embedder, open_exact_store, open_vector_store, semantic_somewhere
 
 _T = TypeVar("_T")
 
 _TOLD_EVERY = 2.0
+_NAMED = 10
 _STANDARD = Path("-")
 
 
@@ -148,6 +153,95 @@ def import_(settings: Settings, file: Path, *, embed_anew: bool, as_json: bool) 
     return 1 if read.bad else 0
 
 
+def warm_up(
+    settings: Settings,
+    file: Path,
+    *,
+    endpoint: str,
+    key_id: str | None,
+    model: str | None,
+    ttl: float | None,
+    fields: Mapping[str, Any],
+    strict: bool,
+    as_json: bool,
+) -> int:
+    """With a gateway's own parts, and none of its doors: what it makes of a question is what they make of it."""
+    _check_shared(settings)
+    quiet = settings.model_copy(update={"logs": settings.logs.model_copy(update={"requests": "off"})})
+
+    async def work(source: BinaryIO) -> Warmed:
+        runtime = Runtime(quiet, config=None, environ={}, admin_token="")
+        await runtime.start()
+        try:
+            return await warm.warm(
+                runtime.state.gateway,
+                warm.lines(source),
+                endpoint=endpoint,
+                key_id=key_id,
+                model=model,
+                ttl=ttl,
+                fields=fields,
+                progress=_told(lambda so_far: f"{so_far.entries:,} entries made"),
+            )
+        finally:
+            await runtime.close()
+
+    def all_of_it() -> Warmed | None:
+        with _seekable(file) as source:
+            bad = [(number, pair) for number, pair in warm.lines(source) if isinstance(pair, BadLine)] if strict else []
+            if bad:
+                for number, problem in bad[:_NAMED]:
+                    print(f"keepgate: {file}: line {number} {problem}", file=sys.stderr)
+                print(f"keepgate: {file}: {len(bad):,} bad lines, so nothing was stored (--strict)", file=sys.stderr)
+                return None
+            source.seek(0)
+            return asyncio.run(work(source))
+
+    try:
+        told = _moved(file, all_of_it)
+    except RequestError as error:
+        print(f"keepgate: {error.message}", file=sys.stderr)
+        return 1
+    if told is None:
+        return 1
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(told)))
+    else:
+        _print_warmed(told)
+    for problem in told.problems:
+        print(f"keepgate: {file}: {problem}", file=sys.stderr)
+    incomplete = told.failed or told.not_semantic.get(warm.DEGRADED)
+    return 1 if incomplete or (strict and told.bad) or (told.bad and not told.entries) else 0
+
+
+def _print_warmed(told: Warmed) -> None:
+    print(f"{told.entries:,} entries made, {told.questions:,} of them found by likeness too")
+    counts = [(told.renewed, "took the place of one that was there")]
+    counts += [(count, f"are found exactly only: {reason}") for reason, count in sorted(told.not_semantic.items())]
+    counts += [
+        (told.blocked, "not stored: guardrails block them, or did not see all of them"),
+        (told.masked, "not stored: guardrails mask something in the question"),
+        (told.failed, "not stored: the store did not take them"),
+        (told.bad, "lines could not be used"),
+    ]
+    for count, what in counts:
+        if count:
+            print(f"  {count:,} {what}")
+
+
+@contextmanager
+def _seekable(file: Path) -> Iterator[BinaryIO]:
+    """What comes from a pipe is put aside first: it may be read twice."""
+    if file != _STANDARD:
+        with file.open("rb") as source:
+            yield source
+        return
+    with tempfile.TemporaryFile() as aside:
+        shutil.copyfileobj(sys.stdin.buffer, aside)
+        aside.seek(0)
+        yield aside
+
+
 def _doubt(settings: Settings, selection: Selection, found: int) -> None:
     """An endpoint that is gone may have left entries; one that has none is a slip of the pen."""
     known = sorted(endpoint.name for endpoint in settings.endpoints)
@@ -166,15 +260,7 @@ def _run(settings: Settings, work: Callable[[Stores, Embedder | None], Coroutine
 @asynccontextmanager
 async def _opened(settings: Settings) -> AsyncIterator[tuple[Stores, Embedder | None]]:
     """The embedder is not loaded: its revision and dimensions are known without."""
-    for tier, chosen, own in (
-        ("exact", settings.cache.exact.store, "memory"),
-        ("vector", settings.cache.vector.store, "flat"),
-    ):
-        if chosen == own:
-            raise ConfigError(
-                f"cache.{tier}.store: {own} is inside the gateway's own process; its management API, "
-                "/admin/api, reaches it"
-            )
+    _check_shared(settings)
     exact = open_exact_store(settings)
     try:
         if not semantic_somewhere(settings):
@@ -189,6 +275,19 @@ async def _opened(settings: Settings) -> AsyncIterator[tuple[Stores, Embedder | 
             await embedder.close()
     finally:
         await exact.close()
+
+
+def _check_shared(settings: Settings) -> None:
+    """Raises `ConfigError` for stores that nobody but the gateway itself can reach."""
+    for tier, chosen, own in (
+        ("exact", settings.cache.exact.store, "memory"),
+        ("vector", settings.cache.vector.store, "flat"),
+    ):
+        if chosen == own:
+            raise ConfigError(
+                f"cache.{tier}.store: {own} is inside the gateway's own process; its management API, "
+                "/admin/api, reaches it"
+            )
 
 
 def _begun(file: Path, *, resume: bool) -> BinaryIO:

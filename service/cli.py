@@ -199,6 +199,23 @@ def _cache_import(options: argparse.Namespace) -> int:
     return cache_commands.import_(settings, options.file, embed_anew=options.re_embed, as_json=options.json)
 
 
+def _cache_warm(options: argparse.Namespace) -> int:
+    from service import cache_commands
+
+    settings = load(options.config, os.environ)
+    return cache_commands.warm_up(
+        settings,
+        options.file,
+        endpoint=options.endpoint,
+        key_id=options.key,
+        model=options.model,
+        ttl=options.ttl,
+        fields=options.request,
+        strict=options.strict,
+        as_json=options.json,
+    )
+
+
 def _selected(options: argparse.Namespace) -> "Selection":
     from service.contents import Selection
 
@@ -206,11 +223,54 @@ def _selected(options: argparse.Namespace) -> "Selection":
     return Selection(endpoint=options.endpoint, key_id=options.key, written_before=before)
 
 
+def _tune(options: argparse.Namespace) -> int:
+    from service.tune import commands
+
+    settings = load(options.config, os.environ)
+    asked = commands.Asked(options.limit, options.confidence, options.dry_run, options.json)
+    try:
+        if options.labels is not None:
+            return commands.from_labels(settings, options.endpoint, options.labels, asked, strict=options.strict)
+        if options.from_log is not None:
+            return commands.from_log(settings, options.endpoint, options.from_log, asked, since=options.since)
+        if options.review:
+            return commands.review(settings, options.endpoint, most=options.most)
+        if options.judge is not None:
+            return commands.judge(
+                settings, options.endpoint, options.judge, most=options.most, deadline=options.deadline
+            )
+        if options.remove:
+            return commands.remove(settings, options.endpoint, as_json=options.json)
+        return commands.show(settings, options.endpoint, as_json=options.json)
+    except commands.BadUsage as error:
+        print(f"keepgate: {error}", file=sys.stderr)
+        return 2
+
+
 def _models_build(options: argparse.Namespace) -> int:
+    if options.config is not None:
+        return _models_fetch(options)
     from backends.embedding.minilm import build
 
     path = build(options.model, report=lambda line: print(line, file=sys.stderr))
     print(json.dumps({"model": options.model, "path": str(path)}) if options.json else path)
+    return 0
+
+
+def _models_fetch(options: argparse.Namespace) -> int:
+    """Makes ready what a gateway with this configuration would load at its start."""
+    import asyncio
+
+    from service.wiring import make_embedder
+
+    embedder = make_embedder(load(options.config, os.environ))
+
+    async def made() -> None:
+        await embedder.load()
+        await embedder.close()
+
+    asyncio.run(made())
+    print(json.dumps({"revision": embedder.revision}) if options.json else embedder.revision)
     return 0
 
 
@@ -374,9 +434,48 @@ def _parser() -> argparse.ArgumentParser:
     reading = _command(cache, "import", _cache_import, "read entries that were exported, from any stores into these")
     reading.add_argument("file", type=Path, metavar="FILE", help="what was exported, or - for stdin")
     reading.add_argument("--re-embed", action="store_true", help="make vectors of another embedder anew")
-    for command in (stats, clear, export, reading):
+    warm = _command(cache, "warm", _cache_warm, "make entries of questions and answers before anybody asks")
+    warm.add_argument(
+        "file", type=Path, metavar="FILE", help='JSON Lines such as {"question": "…", "answer": "…"}, or - for stdin'
+    )
+    warm.add_argument("--endpoint", required=True, metavar="NAME", help="whose entries these will be")
+    warm.add_argument("--model", type=model, metavar="NAME", help="as clients name it, for lines without a model")
+    warm.add_argument("--key", metavar="ID", help="for who shares entries with this virtual key (default: no key)")
+    warm.add_argument("--ttl", type=life, metavar="TIME", help="for example 7d (default: what the endpoint says)")
+    warm.add_argument(
+        "--request",
+        type=_request_fields,
+        default={},
+        metavar="JSON",
+        help="fields that clients send as well, for example '{\"max_tokens\": 1024}'",
+    )
+    warm.add_argument("--strict", action="store_true", help="store nothing where a line cannot be used")
+    for command in (stats, clear, export, reading, warm):
         _takes_config(command)
         _takes_json(command)
+
+    tune = _command(commands, "tune", _tune, "prove an endpoint's limit of wrong hits from labels, docs/tuning.md")
+    tune.add_argument("--endpoint", required=True, metavar="NAME", help="whose hits")
+    by = tune.add_mutually_exclusive_group(required=True)
+    by.add_argument("--labels", type=Path, metavar="FILE", help="labelled pairs or clusters of questions: JSON Lines")
+    by.add_argument("--from-log", type=Path, nargs="*", metavar="FILE", help="the endpoint's own look-ups, or a copy")
+    by.add_argument("--review", action="store_true", help="say yourself of one logged pair after another what is right")
+    by.add_argument("--judge", metavar="UPSTREAM/MODEL", help="let a model say it")
+    by.add_argument("--show", action="store_true", help="what is certified, and whether it holds")
+    by.add_argument("--remove", action="store_true", help="take a certificate back")
+    tune.add_argument(
+        "--limit", type=_share, metavar="R", help="share of wrong hits (default: the endpoint's, or 0.01)"
+    )
+    tune.add_argument("--confidence", type=_share, default=0.95, metavar="R", help="default: 0.95")
+    tune.add_argument("--strict", action="store_true", help="refuse a file of labels with lines that cannot be used")
+    tune.add_argument("--since", type=life, metavar="TIME", help="look-ups no older than that, for example 7d")
+    tune.add_argument("--most", type=_positive, metavar="N", help="pairs to review or judge")
+    tune.add_argument(
+        "--deadline", type=_positive, default=30, metavar="S", help="seconds for one call of a judge (default: 30)"
+    )
+    tune.add_argument("--dry-run", action="store_true", help="write nothing")
+    _takes_config(tune)
+    _takes_json(tune)
 
     bench = _group(commands, "bench", "benchmarks on your own data")
     caches = _command(bench, "cache", _bench_cache, "policies of a semantic cache side by side on your own questions")
@@ -410,6 +509,9 @@ def _parser() -> argparse.ArgumentParser:
     models = _group(commands, "models", "embedding models on this machine")
     build = _command(models, "build", _models_build, "build the embedding model into the user's cache folder")
     build.add_argument("model", nargs="?", default="all-MiniLM-L6-v2", metavar="MODEL")
+    build.add_argument(
+        "--config", type=Path, metavar="FILE", help="fetch or build what cache.embedder names there, in place of MODEL"
+    )
     _takes_json(build)
     return parser
 
@@ -435,6 +537,15 @@ def _takes_config(parser: argparse.ArgumentParser) -> None:
 
 def _takes_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def _request_fields(text: str) -> dict[str, Any]:
+    from service.pipeline import warm
+
+    try:
+        return warm.fields_of(text)
+    except warm.BadLine as error:
+        raise argparse.ArgumentTypeError(f"it {error}") from error
 
 
 def _port(text: str) -> int:

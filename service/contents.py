@@ -19,12 +19,15 @@ from backends.exact.base import ExactStore
 from backends.vector.base import VectorStore
 from models.completion import Completion, Entry, Usage
 from models.errors import TextRefused
+from service.caching.stored import StoredQuestion, payload
+from service.caching.stored import read as stored_question
 from service.pipeline.exact_tier import decoded, encoded
 
 VERSION = 1
 _AT_ONCE = 64  # writes under way
 _LONGEST_LINE = 64 << 20
 _SHORTEST, _LONGEST = 1e-6, 1e6  # what an embedder makes is about 1 long
+_LONGEST_SKETCH = 4096
 
 
 class Selection(msgspec.Struct, frozen=True):
@@ -64,14 +67,15 @@ class Stores(msgspec.Struct, frozen=True):
 
 
 async def counted(stores: Stores, selection: Selection) -> Mapping[str, int]:
-    """Entries by endpoint."""
+    """Entries by endpoint; with `written_before` without aliases, which are no answers of their own."""
     counts: dict[str, int] = {}
     if selection.written_before is None:
         sizes = await stores.exact.sizes()
     else:
         sizes = {}
-        async for namespace, _, _ in _entries(stores, selection):
-            sizes[namespace] = sizes.get(namespace, 0) + 1
+        async for namespace, _, entry in _entries(stores, selection):
+            if not entry.alias_of:
+                sizes[namespace] = sizes.get(namespace, 0) + 1
     for namespace, size in sizes.items():
         if selection.takes(namespace):
             endpoint = namespace.partition("/")[0]
@@ -104,16 +108,18 @@ async def cleared(stores: Stores, selection: Selection, *, progress: Callable[[i
 
 async def _cleared_by_age(stores: Stores, selection: Selection, progress: Callable[[int], None]) -> int:
     gone = set()
-    async for namespace, key, _ in _entries(stores, selection):
+    count = 0
+    async for namespace, key, entry in _entries(stores, selection):
         if await stores.exact.delete(namespace, key):
             gone.add(_mark(namespace, key))
-            progress(len(gone))
+            count += not entry.alias_of
+            progress(count)
     if stores.vectors is not None and gone:
         async for stored in stores.vectors.entries(selection.prefix):
             if _mark(_home(stored.namespace), stored.entry_id) in gone:
                 await stores.vectors.delete(stored.namespace, stored.entry_id)
-                progress(len(gone))
-    return len(gone)
+                progress(count)
+    return count
 
 
 async def _entries(stores: Stores, selection: Selection) -> AsyncIterator[tuple[str, str, Entry]]:
@@ -159,7 +165,8 @@ class UsageLine(msgspec.Struct, frozen=True):
 
 
 class EntryLine(msgspec.Struct, frozen=True, tag="entry", tag_field="kind"):
-    """One answer. `body` is the reply as the client dialects are made of it. Times are seconds since the epoch."""
+    """One answer. `body` is the reply as the client dialects are made of it. Times are seconds since the epoch.
+    `question` is the last part of the namespace that its question lies in."""
 
     namespace: str
     key: str
@@ -172,20 +179,37 @@ class EntryLine(msgspec.Struct, frozen=True, tag="entry", tag_field="kind"):
     body: msgspec.Raw
     acted: tuple[str, ...] = ()
     masked: bool = False
+    question: str = ""
 
 
-class QuestionLine(msgspec.Struct, frozen=True, tag="question", tag_field="kind"):
-    """A text that leads to the entry of key `entry` in the namespace above its own. `vector` is base64 of little-endian
-    float32."""
+class AliasLine(msgspec.Struct, frozen=True, tag="alias", tag_field="kind"):
+    """A request that was answered by the entry of key `alias_of` in the same namespace, at this `similarity` and under
+    this `rule`."""
+
+    namespace: str
+    key: str
+    alias_of: Annotated[str, msgspec.Meta(min_length=1)]
+    created_at: Moment
+    expires_at: Moment
+    similarity: float = 0.0
+    rule: str = ""
+    question: str = ""
+
+
+class QuestionLine(msgspec.Struct, frozen=True, omit_defaults=True, tag="question", tag_field="kind"):
+    """A text that leads to the entry of key `entry` in the namespace above its own, or to the one that it is an alias
+    of. `vector` is base64 of little-endian float32, `sketch` base64 of what is kept of the answer."""
 
     namespace: str
     entry: str
     text: str
     expires_at: Moment | None
     vector: str
+    sketch: Annotated[str, msgspec.Meta(max_length=_LONGEST_SKETCH)] = ""
+    alias_of: str = ""
 
 
-Line = Header | EntryLine | QuestionLine
+Line = Header | EntryLine | AliasLine | QuestionLine
 
 _line = msgspec.json.Decoder(Line).decode
 _json = msgspec.json.Encoder().encode
@@ -202,6 +226,7 @@ class Written(msgspec.Struct):
     """What an export came to."""
 
     entries: int = 0
+    aliases: int = 0
     questions: int = 0
     already: int = 0
 
@@ -225,7 +250,7 @@ def earlier(file: BinaryIO) -> Earlier:
         line = _parsed(raw, number)
         if header is None:
             header = _checked_header(line)
-        elif isinstance(line, EntryLine):
+        elif isinstance(line, EntryLine | AliasLine):
             marks.add(_mark(line.namespace, line.key))
         elif isinstance(line, QuestionLine):
             marks.add(_mark(f"?{line.namespace}", line.entry))
@@ -256,7 +281,10 @@ async def exported(
             progress(written)
             continue
         out.write(_json(_entry_line(namespace, key, entry)) + b"\n")
-        written.entries += 1
+        if entry.alias_of:
+            written.aliases += 1
+        else:
+            written.entries += 1
         progress(written)
         if taken is not None:
             taken.add(_mark(namespace, key))
@@ -271,12 +299,15 @@ async def exported(
                 written.already += 1
                 progress(written)
                 continue
+            kept = stored_question(stored.payload)
             question = QuestionLine(
                 namespace=stored.namespace,
                 entry=stored.entry_id,
-                text=stored.payload.decode("utf-8", "replace"),
+                text=kept.text,
                 expires_at=None if stored.expires_at == float("inf") else stored.expires_at,
                 vector=base64.b64encode(stored.vector.astype("<f4").tobytes()).decode(),
+                sketch=base64.b64encode(kept.sketch).decode(),
+                alias_of=kept.alias_of,
             )
             out.write(_json(question) + b"\n")
             written.questions += 1
@@ -285,7 +316,18 @@ async def exported(
     return written
 
 
-def _entry_line(namespace: str, key: str, entry: Entry) -> EntryLine:
+def _entry_line(namespace: str, key: str, entry: Entry) -> EntryLine | AliasLine:
+    if entry.alias_of:
+        return AliasLine(
+            namespace=namespace,
+            key=key,
+            alias_of=entry.alias_of,
+            created_at=entry.created_at,
+            expires_at=entry.expires_at,
+            similarity=entry.similarity,
+            rule=entry.rule,
+            question=entry.question,
+        )
     completion = entry.completion
     body = completion.body
     if b"\n" in body or b"\r" in body:
@@ -302,6 +344,7 @@ def _entry_line(namespace: str, key: str, entry: Entry) -> EntryLine:
         body=msgspec.Raw(body),
         acted=entry.acted,
         masked=entry.masked,
+        question=entry.question,
     )
 
 
@@ -312,6 +355,7 @@ class Read(msgspec.Struct):
     """What an import came to. `bad` are numbers of lines with what is wrong with them, the first few."""
 
     entries: int = 0
+    aliases: int = 0
     questions: int = 0
     already: int = 0  # there, and not older
     expired: int = 0
@@ -349,7 +393,7 @@ async def imported(
     writing = _Writing()
     try:
         for line in lines:
-            if isinstance(line, EntryLine):
+            if isinstance(line, EntryLine | AliasLine):
                 await writing.begin(_put(stores, line, read, clock()))
             elif isinstance(line, Header):  # several exports in a row
                 made_by = _checked_header(line).embedder
@@ -387,7 +431,7 @@ def _raise_first(failures: Sequence[BaseException | None]) -> None:
             raise failure
 
 
-async def _put(stores: Stores, line: EntryLine, read: Read, now: float) -> None:
+async def _put(stores: Stores, line: EntryLine | AliasLine, read: Read, now: float) -> None:
     if line.expires_at <= now:
         read.expired += 1
         return
@@ -396,13 +440,32 @@ async def _put(stores: Stores, line: EntryLine, read: Read, now: float) -> None:
     if known is not None and known.created_at >= line.created_at:
         read.already += 1
         return
+    entry = _entry(line, created_at=min(line.created_at, now))  # one from the future would withstand every refresh
+    await stores.exact.put(line.namespace, line.key, encoded(entry), ttl=line.expires_at - now)
+    if entry.alias_of:
+        read.aliases += 1
+    else:
+        read.entries += 1
+
+
+def _entry(line: EntryLine | AliasLine, *, created_at: float) -> Entry:
+    if isinstance(line, AliasLine):
+        return Entry(
+            Completion(b"", "", Usage()),
+            created_at,
+            line.expires_at,
+            line.key,
+            upstream="",
+            question=line.question,
+            alias_of=line.alias_of,
+            similarity=line.similarity,
+            rule=line.rule,
+        )
     usage = Usage(*msgspec.structs.astuple(line.usage))
     completion = Completion(bytes(line.body), line.model, usage, line.finish_reasons)
-    # One from the future would withstand every refresh.
-    created_at = min(line.created_at, now)
-    entry = Entry(completion, created_at, line.expires_at, line.key, line.upstream, line.acted, line.masked)
-    await stores.exact.put(line.namespace, line.key, encoded(entry), ttl=line.expires_at - now)
-    read.entries += 1
+    return Entry(
+        completion, created_at, line.expires_at, line.key, line.upstream, line.acted, line.masked, line.question
+    )
 
 
 async def _upsert(vectors: VectorStore, line: QuestionLine, read: Read, now: float, embedder: Embedder | None) -> None:
@@ -423,7 +486,8 @@ async def _upsert(vectors: VectorStore, line: QuestionLine, read: Read, now: flo
             read.refused += 1
             return
     ttl = None if line.expires_at is None else line.expires_at - now
-    await vectors.upsert(line.namespace, line.entry, vector, line.text.encode(), ttl=ttl)
+    kept = StoredQuestion(line.text, base64.b64decode(line.sketch), line.alias_of)
+    await vectors.upsert(line.namespace, line.entry, vector, payload(kept), ttl=ttl)
     read.questions += 1
 
 
@@ -457,6 +521,7 @@ def _parsed(raw: bytes, number: int) -> Line:
         line: Line = _line(raw)
         if isinstance(line, QuestionLine):
             vector = base64.b64decode(line.vector, validate=True)
+            base64.b64decode(line.sketch, validate=True)
             if len(vector) % 4 or not _SHORTEST < np.linalg.norm(np.frombuffer(vector, "<f4").astype(float)) < _LONGEST:
                 raise ValueError("its vector is not one")
         elif isinstance(line, EntryLine) and not bytes(line.body).startswith(b"{"):

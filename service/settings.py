@@ -42,6 +42,20 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,40}")
 # What the onnx embedder builds from weights in a package; its module is too slow to import for a look at a name.
 _PACKAGED_MODELS = ("all-MiniLM-L6-v2",)
+# Which settings an embedder has a use for, by its kind; others, which a plugin brings, may use any.
+_OF_EMBEDDERS = {
+    "path": {"onnx", "sentence-transformers"},
+    "revision": {"onnx", "sentence-transformers", "openai"},
+    "file": {"onnx"},
+    "base_url": {"openai"},
+    "api_key": {"openai"},
+    "dimensions": {"openai", "sentence-transformers"},
+    "shorten": {"openai"},
+}
+_OR = "or a name on the hub such as BAAI/bge-small-en-v1.5"
+_EMBEDDERS = {"onnx", "static", "sentence-transformers", "openai"}
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*/[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,95}")
+_HUB_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 # They belong to the connection, which is the transport's.
 _CONNECTION_HEADERS = frozenset({"connection", "content-length", "host", "te", "transfer-encoding", "upgrade"})
 
@@ -268,12 +282,19 @@ class VectorCacheSettings(_Section):
 
 
 class EmbedderSettings(_Section):
+    """`revision` is a commit, tag or branch for models of the hub, and for an API any text: another makes all vectors
+    anew. `remember` is how many texts keep their vector in memory."""
+
     kind: Text = "onnx"
     model: Text = "all-MiniLM-L6-v2"
     path: File | None = None
+    revision: Text | None = None
+    file: Text | None = None
     base_url: Url | None = None
     api_key: Secret | None = None
     dimensions: Annotated[Integer, Field(ge=1, le=65536)] | None = None
+    shorten: Boolean = False
+    remember: Annotated[Integer, Field(ge=0, le=10_000_000)] = 10_000
 
 
 class CacheSettings(_Section):
@@ -521,7 +542,6 @@ def load(path: Path | None, environ: Mapping[str, str], *, on_this_machine: bool
 
 
 _LATER = {
-    "embedding": {"sentence-transformers"},
     "upstream": {"bedrock"},
 }
 
@@ -542,7 +562,7 @@ def _contradictions(
 ) -> Iterator[tuple[str, str]]:
     """What is well formed and cannot work. Sections and items in `doubtful` are incomplete: nothing is concluded from
     what they lack."""
-    server, embedder = settings.server, settings.cache.embedder
+    server = settings.server
     if on_this_machine and not _resolves(server.host):
         yield "server.host", f"{server.host} is neither an address nor a name that can be looked up"
     elif not is_loopback(server.host) and not settings.keys.require and "keys" not in doubtful:
@@ -561,16 +581,10 @@ def _contradictions(
             yield path, f"must be one of: {', '.join(known)}{_suggested(name, known)}"
         elif (lacks := registry.not_installed(seam, name)) is not None:
             yield path, f"{name} {lacks}"
-    if embedder.kind == "onnx" and embedder.path is None and embedder.model not in _PACKAGED_MODELS:
-        packaged = ", ".join(_PACKAGED_MODELS)
-        yield (
-            "cache.embedder.model",
-            f"no package carries {embedder.model!r}; known: {packaged}; or give the path of a folder",
+    if "cache" not in doubtful:
+        yield from (
+            (f"cache.embedder.{key}", problem) for key, problem in _embedder_contradictions(settings.cache.embedder)
         )
-    if embedder.kind == "openai" and "cache" not in doubtful:
-        for key in ("base_url", "dimensions"):
-            if getattr(embedder, key) is None:
-                yield f"cache.embedder.{key}", "is required with kind openai"
     if settings.redis is not None and "redis" not in doubtful:
         yield from _redis_contradictions(settings.redis)
     if settings.qdrant is not None and settings.qdrant.ca_file is not None and "qdrant" not in doubtful:
@@ -602,6 +616,56 @@ def _contradictions(
         whole = f"guardrails.{at}" not in doubtful
         for position, rule in enumerate(policy.rules):
             yield from _rule_contradictions(f"guardrails.{at}.rules.{position}", rule, whole=whole)
+
+
+def _embedder_contradictions(embedder: EmbedderSettings) -> Iterator[tuple[str, str]]:
+    kind, given = embedder.kind, embedder.model_fields_set
+    if kind == "openai":
+        for key in ("base_url", "dimensions"):
+            if getattr(embedder, key) is None:
+                yield key, "is required with kind openai"
+    for key, kinds in _OF_EMBEDDERS.items():
+        if getattr(embedder, key) != EmbedderSettings.model_fields[key].default and kind in _EMBEDDERS - kinds:
+            yield key, f"has no effect with kind {kind}: it is for {' and '.join(sorted(kinds))}"
+    if kind not in _OF_EMBEDDERS["path"]:
+        return
+    if embedder.path is not None:
+        if "model" in given:
+            yield "model", "cannot be combined with path: set one of the two"
+        if embedder.revision is not None:
+            yield "revision", "cannot be combined with path: what is in the folder is its revision"
+    elif _is_folder(embedder.model):
+        yield "model", "is the path of a folder: write it as path"
+    elif embedder.model in _PACKAGED_MODELS and kind == "onnx":
+        yield from (
+            (key, f"cannot be combined with {embedder.model}, which comes in a package: name a model of the hub")
+            for key in ("revision", "file")
+            if getattr(embedder, key) is not None
+        )
+    elif kind == "onnx" and not _HUB_NAME.fullmatch(embedder.model):
+        packaged = ", ".join(_PACKAGED_MODELS)
+        yield "model", f"no package carries {embedder.model!r}; known: {packaged}; or give the path of a folder, {_OR}"
+    elif not _HUB_NAME.fullmatch(embedder.model) and not _NAME.fullmatch(embedder.model):
+        yield "model", "must be a name on the hub such as BAAI/bge-small-en-v1.5"
+    if embedder.revision is not None and (".." in embedder.revision or not _HUB_REVISION.fullmatch(embedder.revision)):
+        yield "revision", "must be a commit, a tag or a branch of the model's repository on the hub"
+    if embedder.file is not None and not _is_graph(embedder.file):
+        yield "file", "must be the graph's path in the model's folder, such as onnx/model.onnx"
+
+
+def _moves(embedder: EmbedderSettings) -> bool:
+    """Whether it is a model of the hub under a name that may stand for another commit tomorrow."""
+    packaged = embedder.kind == "onnx" and embedder.model in _PACKAGED_MODELS
+    on_hub = embedder.kind in _OF_EMBEDDERS["path"] and embedder.path is None and not packaged
+    return on_hub and not re.fullmatch(r"[0-9a-f]{40}", embedder.revision or "")
+
+
+def _is_folder(model: str) -> bool:
+    return model.startswith(("/", "./", "../", "~")) or model in (".", "..")
+
+
+def _is_graph(file: str) -> bool:
+    return file.endswith(".onnx") and not file.startswith("/") and ".." not in file.split("/")
 
 
 def _redis_contradictions(redis: RedisSettings) -> Iterator[tuple[str, str]]:
@@ -673,12 +737,11 @@ def _unusable_places(settings: Settings) -> Iterator[tuple[str, str]]:
     elif not os.access(above, os.W_OK | os.X_OK):
         yield "storage.path", f"{above} cannot be written to"
     embedder = settings.cache.embedder
-    if embedder.kind == "onnx" and embedder.path is not None:
-        missing = [name for name in ("model.onnx", "tokenizer.json") if not _holds((embedder.path / name).is_file)]
+    if embedder.path is not None and embedder.kind in _OF_EMBEDDERS["path"]:
         if not _holds(embedder.path.is_dir):
             yield "cache.embedder.path", f"there is no folder {embedder.path}"
-        elif missing:
-            yield "cache.embedder.path", f"{embedder.path} lacks {' and '.join(missing)}"
+        elif lacking := _lacking(embedder.path, embedder):
+            yield "cache.embedder.path", f"{embedder.path} lacks {lacking}"
     if settings.logs.requests not in ("off", "stderr"):
         file = Path(settings.logs.requests)
         place = file if _holds(file.exists) else file.absolute().parent
@@ -688,6 +751,21 @@ def _unusable_places(settings: Settings) -> Iterator[tuple[str, str]]:
             yield "logs.requests", f"there is no folder {place}"
         elif not os.access(place, os.W_OK):
             yield "logs.requests", f"{place} cannot be written to"
+
+
+def _lacking(folder: Path, embedder: EmbedderSettings) -> str:
+    """What a model's folder needs and does not have, in words."""
+
+    def there(*names: str) -> bool:
+        return any(_holds((folder / name).is_file) for name in names)
+
+    if embedder.kind == "sentence-transformers":
+        return "" if there("modules.json", "config.json") else "modules.json or config.json"
+    graphs = (embedder.file,) if embedder.file is not None else ("model.onnx", "onnx/model.onnx")
+    beside = str(Path(graphs[0] if len(graphs) == 1 else graphs[-1]).parent / "tokenizer.json")
+    missing = [graphs[0]] if not there(*graphs) else []
+    missing += ["tokenizer.json"] if not there("tokenizer.json", beside) else []
+    return " and ".join(missing)
 
 
 def _tls_problems(tls: TlsSettings) -> Iterator[tuple[str, str]]:
@@ -901,6 +979,12 @@ def _doubts(settings: Settings) -> Iterator[tuple[str, str]]:
         yield (
             "redis.url",
             "the query engine of Redis knows database 0 only: vectors need a server with vector sets here",
+        )
+    embedder = settings.cache.embedder
+    if vector.store in ("redis", "qdrant") and _moves(embedder):
+        yield (
+            "cache.embedder.revision",
+            "is no commit: gateways that first start at other times may get other weights, and share no vectors then",
         )
     for key, used_by in _OF_VECTOR_STORES.items():
         if key in vector.model_fields_set and vector.store in _VECTOR_STORES and vector.store not in used_by:

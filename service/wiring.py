@@ -23,6 +23,7 @@ from pydantic import SecretStr
 
 from backends import registry
 from backends.embedding.base import Embedder
+from backends.embedding.remembering import RememberingEmbedder
 from backends.exact.base import ExactStore
 from backends.keyring.base import Keyring
 from backends.lease.base import Leases
@@ -35,6 +36,7 @@ from guardrails.policy import Policy
 from models.errors import BackendError, ConfigError
 from service.caching import directives
 from service.caching.eligibility import SWITCHABLE
+from service.caching.lookups import LOG
 from service.caching.passages import TemplateError, template
 from service.caching.rule import rule
 from service.caching.single_flight import Flights
@@ -631,7 +633,7 @@ class Runtime:
     ) -> State:
         """`kept` are the upstreams that stay as they are, `stood` how they stand, `known` is what settings don't say of
         endpoints."""
-        upstreams = {s.name: kept.get(s.name) or _upstream(s) for s in settings.upstreams}
+        upstreams = {s.name: kept.get(s.name) or make_upstream(s) for s in settings.upstreams}
         standings = {s.name: stood.get(s.name) or _standing(s, upstreams[s.name].keys) for s in settings.upstreams}
         for name, standing in standings.items():
             self.metrics.upstream_open.set((name,), standing.open)
@@ -719,7 +721,7 @@ def semantic_somewhere(settings: Settings) -> bool:
 
 
 def lookups_file(settings: Settings) -> Path:
-    return storage(settings) / "lookups.jsonl"
+    return storage(settings) / LOG
 
 
 def storage(settings: Settings) -> Path:
@@ -758,8 +760,11 @@ def _made_by(embedder: Embedder) -> Made:
 
 
 def make_embedder(settings: Settings) -> Embedder:
-    embedder: Embedder = registry.create("embedding", settings.cache.embedder.kind, **_embedder_options(settings))
-    return embedder
+    """Blocks: a model's files may be read, and what says how it is run fetched. Raises `ConfigError` or
+    `BackendError`."""
+    chosen = settings.cache.embedder
+    embedder: Embedder = registry.create("embedding", chosen.kind, **_embedder_options(settings))
+    return RememberingEmbedder(embedder, texts=chosen.remember) if chosen.remember else embedder
 
 
 def open_vector_store(settings: Settings, *, dimensions: int, revision: str) -> VectorStore:
@@ -824,19 +829,26 @@ def configure_logs(settings: Settings) -> None:
 
 def _embedder_options(settings: Settings) -> dict[str, object]:
     chosen = settings.cache.embedder
-    if chosen.kind == "onnx":
-        return {"model": chosen.model, "path": chosen.path}
-    if chosen.kind == "openai":
-        return {
-            "base_url": chosen.base_url,
-            "api_key": None if chosen.api_key is None else chosen.api_key.get_secret_value(),
-            "model": chosen.model,
-            "dimensions": chosen.dimensions,
-        }
-    return {}
+    local = {"model": chosen.model, "path": chosen.path, "revision": chosen.revision}
+    match chosen.kind:
+        case "onnx":
+            return {**local, "file": chosen.file}
+        case "sentence-transformers":
+            return {**local, "dimensions": chosen.dimensions}
+        case "openai":
+            return {
+                "base_url": chosen.base_url,
+                "api_key": _revealed(chosen.api_key),
+                "model": chosen.model,
+                "dimensions": chosen.dimensions,
+                "shorten": chosen.shorten,
+                "revision": chosen.revision,
+            }
+        case _:
+            return {}
 
 
-def _upstream(settings: UpstreamSettings) -> Upstream:
+def make_upstream(settings: UpstreamSettings) -> Upstream:
     options: dict[str, object] = {"name": settings.name}
     if settings.provider != "demo":
         options |= {

@@ -15,38 +15,81 @@ from models.errors import BackendError, TextRefused
 Vector = NDArray[np.float32]
 
 
+# What a vector in memory costs beside its numbers: the array, its key and its place in the order.
+_BESIDE = 384
+
+
 @dataclass(slots=True)
 class _Job:
     future: asyncio.Future[Vector]
     waiters: int = 0
 
 
+class Memory:
+    """The vectors of the texts used last: at most `texts` of them, and `size` bytes."""
+
+    def __init__(self, *, texts: int, size: int) -> None:
+        self._texts = texts
+        self._size = size
+        self._held = 0
+        self._vectors: OrderedDict[bytes, Vector] = OrderedDict()
+
+    def recall(self, key: bytes) -> Vector | None:
+        vector = self._vectors.get(key)
+        if vector is not None:
+            self._vectors.move_to_end(key)
+        return vector
+
+    def keep(self, key: bytes, vector: Vector) -> None:
+        if _cost(vector) > self._size:
+            return
+        before = self._vectors.pop(key, None)
+        self._vectors[key] = vector
+        self._held += _cost(vector) - (0 if before is None else _cost(before))
+        while len(self._vectors) > self._texts or self._held > self._size:
+            self._held -= _cost(self._vectors.popitem(last=False)[1])
+
+    def clear(self) -> None:
+        self._vectors.clear()
+        self._held = 0
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+
 class SharedEmbeddings:
     """Begins each text once, however many ask for it, and stops what nobody waits for any more.
 
     `begin` starts the work on one text; cancelling the future it returns
-    stops or skips that work. At most `waiting` texts are under way, and the
-    vectors of the last `remembered` texts are kept (by hash: no text stays in
-    memory). For one event loop.
+    stops or skips that work. At most `waiting` texts are under way, and what
+    was made is kept in `memory` (by hash: no text stays there), under a `tag`
+    where others share it. For one event loop.
     """
 
-    def __init__(self, begin: Callable[[str], asyncio.Future[Vector]], *, waiting: int, remembered: int) -> None:
+    def __init__(
+        self,
+        begin: Callable[[str], asyncio.Future[Vector]],
+        *,
+        waiting: int,
+        memory: Memory | None = None,
+        tag: str = "",
+    ) -> None:
         self._begin = begin
         self._waiting = waiting
-        self._remembered = remembered
+        self._memory = memory
+        self._tag = tag.encode()
         self._jobs: dict[bytes, _Job] = {}
-        self._recent: OrderedDict[bytes, Vector] = OrderedDict()
 
     async def embed(self, texts: Sequence[str]) -> list[Vector]:
         """One vector a text, in order. Raises the first error there is; `BackendError` at once if too many wait."""
-        keys = [_key(text) for text in texts]
+        keys = [_key(text, self._tag) for text in texts]
         found: dict[bytes, Vector] = {}
         joined: dict[bytes, _Job] = {}
         try:
             for key, text in zip(keys, texts, strict=True):
                 if key in found or key in joined:
                     continue
-                if (vector := self._recall(key)) is not None:
+                if self._memory is not None and (vector := self._memory.recall(key)) is not None:
                     found[key] = vector
                 else:
                     joined[key] = self._join(key, text)
@@ -60,12 +103,6 @@ class SharedEmbeddings:
             for key, job in joined.items():
                 self._leave(key, job)
         return [found[key] for key in keys]
-
-    def _recall(self, key: bytes) -> Vector | None:
-        vector = self._recent.get(key)
-        if vector is not None:
-            self._recent.move_to_end(key)
-        return vector
 
     def _join(self, key: bytes, text: str) -> _Job:
         job = self._jobs.get(key)
@@ -91,10 +128,8 @@ class SharedEmbeddings:
         # Asking for the exception also marks it as seen, should every waiter have left in the meantime.
         if future.cancelled() or future.exception() is not None:
             return
-        self._recent[key] = future.result()
-        self._recent.move_to_end(key)
-        while len(self._recent) > self._remembered:
-            self._recent.popitem(last=False)
+        if self._memory is not None:
+            self._memory.keep(key, future.result())
 
 
 class OneThread:
@@ -215,9 +250,13 @@ def _outcome(future: asyncio.Future[Vector]) -> Vector:
     return future.result()
 
 
-def _key(text: str) -> bytes:
+def _cost(vector: Vector) -> int:
+    return vector.nbytes + _BESIDE
+
+
+def _key(text: str, tag: bytes) -> bytes:
     try:
-        return hashlib.blake2b(text.encode(), digest_size=16).digest()
+        return hashlib.blake2b(text.encode(), digest_size=16, person=tag).digest()
     except UnicodeEncodeError as error:
         raise TextRefused("the text holds a lone surrogate: it is no Unicode text") from error
 

@@ -5,16 +5,22 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from models.errors import BackendError
 
 _log = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
+_LARGE = 1024 * 1024
+_KEPT_HASHES = 200
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def default_cache() -> Path:
@@ -51,6 +57,55 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_mark(files: Sequence[Path], *, cache: Path | None = None) -> str:
+    """Sixteen hexadecimal digits of the names and contents of `files`, in their order.
+
+    Large files are read again only when they changed: their hashes are kept in
+    the cache under size, times and inode, which no write leaves as they were.
+    A cache that cannot be written costs the reading. Raises `OSError`.
+    """
+    known = _Hashes((cache or default_cache()) / "hashes.json")
+    marks = [f"{path.name}\0{known.sha256(path)}" for path in files]
+    known.keep()
+    return hashlib.sha256("\n".join(marks).encode()).hexdigest()[:16]
+
+
+class _Hashes:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._new: dict[str, str] = {}
+        self._known: dict[str, Any] = {}
+        with suppress(OSError, ValueError):
+            content = json.loads(path.read_bytes())
+            self._known = content if isinstance(content, dict) else {}
+
+    def sha256(self, path: Path) -> str:
+        stat = path.stat()
+        if stat.st_size < _LARGE:
+            return sha256(path)
+        key = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0{stat.st_ino}\0{stat.st_dev}"
+        key = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+        found = self._known.get(key)
+        if not isinstance(found, str) or not _DIGEST.fullmatch(found):
+            found = self._new[key] = sha256(path)
+        return found
+
+    def keep(self) -> None:
+        """What other processes keep at the same time may be lost, and is read once more then."""
+        if not self._new:
+            return
+        kept = dict([*self._known.items(), *self._new.items()][-_KEPT_HASHES:])
+        draft = self._path.with_name(f".hashes-{os.getpid()}-{threading.get_ident()}")
+        try:
+            draft.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(kept))
+            draft.replace(self._path)
+        except OSError as error:
+            _log.info("the hashes of a model's files cannot be kept in %s: %s", self._path.parent, error.strerror)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+
+
 def _write_locked(folder: Path, write: Callable[[Path], None], report: Callable[[str], None]) -> Path:
     damage = _damage(folder) if folder.exists() else "missing"
     if damage is None:
@@ -65,7 +120,8 @@ def _write_locked(folder: Path, write: Callable[[Path], None], report: Callable[
         built = Path(draft) / "built"
         built.mkdir()
         write(built)
-        files = {path.name: sha256(path) for path in sorted(built.iterdir())}
+        written = sorted(path for path in built.rglob("*") if path.is_file())
+        files = {path.relative_to(built).as_posix(): sha256(path) for path in written}
         # No fsync: a file that a power cut left short is found by its hash.
         (built / _MANIFEST).write_text(json.dumps({"sha256": files}, indent=2) + "\n")
         built.rename(folder)

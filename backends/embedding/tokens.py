@@ -3,6 +3,7 @@
 import hashlib
 import json
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 from models.errors import BackendError, TextTooLong
 
 # No vocabulary spells text longer than this on average; such a text is refused before it costs anything.
-_CHARACTERS_A_TOKEN = 20
+CHARACTERS_A_TOKEN = 20
 
 # How far the spelling of unknown words turns a vector. Two texts that differ only in unknown words, equal to the
 # model, come out at a cosine of 1 / (1 + w²) = .64; with and without an unknown word at .8.
@@ -45,7 +46,7 @@ class Reader:
 
     def check_length(self, text: str) -> None:
         """Raises `TextTooLong` for what is far too long, without reading it."""
-        if len(text) > self._window * _CHARACTERS_A_TOKEN:
+        if len(text) > self._window * CHARACTERS_A_TOKEN:
             raise TextTooLong(f"{len(text)} characters are beyond a window of {self._window} tokens")
 
     def read(self, text: str) -> Tokens:
@@ -58,10 +59,17 @@ class Reader:
         ids: list[int] = encoding.ids
         if len(ids) > self._window:
             raise TextTooLong(f"{len(ids)} tokens are beyond a window of {self._window}")
-        if self._unknown is None or self._unknown not in ids:
-            return Tokens(ids, ())
-        spans = [span for token, span in zip(ids, encoding.offsets, strict=True) if token == self._unknown]
-        return Tokens(ids, tuple(_with_marks(text, start, end).casefold() for start, end in spans))
+        return Tokens(ids, unknown_words(text, ids, encoding.offsets, self._unknown))
+
+
+def unknown_words(
+    text: str, ids: Sequence[int], spans: Sequence[tuple[int, int]], unknown: int | None
+) -> tuple[str, ...]:
+    """What was read as the token `unknown`, in order; `spans` are the places in `text` of all `ids`."""
+    if unknown is None or unknown not in ids:
+        return ()
+    found = [span for token, span in zip(ids, spans, strict=True) if token == unknown]
+    return tuple(_with_marks(text, start, end).casefold() for start, end in found)
 
 
 def spell(vector: NDArray[np.float32], unknown: tuple[str, ...]) -> NDArray[np.float32]:

@@ -16,6 +16,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from models.errors import RequestError
 from models.key import VirtualKey
+from service.admin.endpoints import endpoint_routes
+from service.admin.entries import entry_routes
 from service.contents import Selection, Stores, cleared
 from service.governance import issuing, keys
 from service.wiring import Runtime
@@ -136,4 +138,6 @@ def management(runtime: Runtime) -> FastAPI:
             )
         return Cleared(entries=entries)
 
+    app.include_router(endpoint_routes(runtime), prefix=PREFIX, **guarded)
+    app.include_router(entry_routes(runtime), prefix=PREFIX, **guarded)
     return app

@@ -89,7 +89,8 @@ class Ask(NamedTuple):
 
 
 def read(data: Path) -> Labelled:
-    """Every line of the file, or of all `*.jsonl` in the folder: `{"text", "cluster"}`, or `{"a", "b", "label"}`.
+    """Every line of the file, or of all `*.jsonl` in the folder: `{"text", "cluster"}`, `{"a", "b", "label"}`, or a row
+    of a gateway's log of look-ups with texts.
 
     Questions of one cluster have one answer, and so have questions that pairs
     of label 1 join; all others are taken to have different ones. A cluster that
@@ -157,6 +158,19 @@ def read(data: Path) -> Labelled:
                         parents[root(at)] = root(clusters.setdefault(key, at))
                 case {"text": str(text)} if text.strip() and row.get("cluster") in (None, OUT_OF_SCOPE):
                     place_of(text)
+                case {"kind": "lookup", "question": str(asked), "stored": str(stored)} if (
+                    asked.strip() and stored.strip()
+                ):
+                    # The endpoint's own log, docs/cache.md: compared answers are labels.
+                    one, other = place_of(asked), place_of(stored)
+                    if row.get("outcome") == "same":
+                        parents[root(one)] = root(other)
+                    elif row.get("outcome") == "different" and one != other:
+                        apart.append((one, other, place))
+                case {"kind": "lookup"}:
+                    refuse("a look-up without its texts: set cache.lookups: texts", place)
+                case {"kind": "verdict"}:
+                    pass
                 case _:
                     refuse("neither text and cluster nor a, b and label", place)
     different = []

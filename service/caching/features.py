@@ -50,6 +50,7 @@ FEATURES: dict[str, tuple[str, str]] = {
     "rare_least": ("unmatched", "the same, the smaller"),
     "added": ("unmatched", "weight of the words one question adds to the other; 0 unless the other adds none"),
     "added_after_article": ("unmatched", "1 if such a word stands between an article and a shared word"),
+    "said": ("unmatched", "what the unmatched words say, learned from pairs: below 0 for another answer"),
     "fillers": ("unmatched", "number of words as 'actually', 'please' that one has more"),
     "near_spellings": ("unmatched", "pairs of unmatched words that differ in spelling or ending only"),
     "synonyms": ("unmatched", "pairs of unmatched words that mean the same in most questions"),
@@ -79,6 +80,8 @@ FEATURES: dict[str, tuple[str, str]] = {
     "quantity": ("relations", "words as 'all', 'some', 'only', 'first', 'last' that one of the two lacks"),
     "person": ("relations", "difference in kinds of persons spoken of (I, you, he, she, they)"),
     "pronoun_order": ("relations", "1 if 'he' and 'she' stand in another order"),
+    "actor": ("relations", "1 if another acts ('can I', 'can you'), 2 in questions of yes or no"),
+    "addressed": ("relations", "1 if only one asks the reader to act ('can you', 'would you')"),
     "asked_for": ("questions", "1 if the question words differ"),
     "asked_for_both": ("questions", "1 if both have question words and share none"),
     "yes_no": ("questions", "1 if only one can be answered with yes or no"),
@@ -121,9 +124,10 @@ class Prepared:
     """A text read once. Keep that of a stored question beside it: reading costs more than comparing."""
 
     __slots__ = (
-        "beyond", "bigrams", "content", "content_places", "dates", "directions", "figures", "fillers", "genders",
-        "identifiers", "length", "marks", "names", "numbers", "passive", "places", "questions", "rare", "repeats",
-        "sentences", "symbols", "text", "total", "trigrams", "units", "weights", "words",
+        "actor", "addressed", "beyond", "bigrams", "content", "content_places", "dates", "directions", "figures",
+        "fillers", "genders", "identifiers", "kinds", "length", "names", "numbers", "passive", "places", "questions",
+        "rare", "repeats", "says", "sentences", "signs", "symbols", "text", "total", "trigrams", "units", "weights",
+        "words",
     )  # fmt: skip
 
     text: str
@@ -141,13 +145,17 @@ class Prepared:
     dates: frozenset[str]
     identifiers: frozenset[str]
     symbols: frozenset[str]
+    signs: tuple[str, ...]  # operators that stand alone or between two operands, in their order
     names: frozenset[str]
     rare: frozenset[str]
+    says: dict[str, float]  # of the stems that say something where the other text lacks them
     fillers: frozenset[str]
     questions: frozenset[str]
     directions: frozenset[tuple[str, str, str]]
     genders: str
-    marks: NDArray[np.int64]
+    kinds: dict[str, int]  # how many words of each of `_MARKS`
+    actor: str  # of the first auxiliary that a person stands behind: "I" for we, too
+    addressed: bool
     passive: bool
     sentences: int
     repeats: int
@@ -163,18 +171,24 @@ _AUXILIARY = frozenset({
 })  # fmt: skip
 _DIRECTIONS = frozenset({"to", "into", "than", "over", "onto", "towards", "via"})
 
-_MARKS = (
-    "negation", "before", "after", "more", "less", "past", "present", "can", "may", "should", "must", "will", "and",
-    "or", "all", "some", "only", "first", "last", "best", "worst", "I", "we", "you", "he", "she", "they", "it",
-    "becoming", "by", "from", "to", "with", "for", "in", "on", "at", "of", "against", "over", "under", "than",
-    "through", "about", "between", "as", "off", "out", "up", "down", "filler", "correction", "symmetric",
-)  # fmt: skip
-_AT = {mark: place for place, mark in enumerate(_MARKS)}
-_PREPOSITIONS = slice(_AT["by"], _AT["down"] + 1)
-_MODALS = slice(_AT["can"], _AT["will"] + 1)
-_QUANTITY = slice(_AT["all"], _AT["worst"] + 1)
-_PERSONS = slice(_AT["I"], _AT["it"] + 1)
+# Kinds of words by the feature that counts their difference.
+_PREPOSITIONS = frozenset({
+    "by", "from", "to", "with", "for", "in", "on", "at", "of", "against", "over", "under", "than", "through", "about",
+    "between", "as", "off", "out", "up", "down",
+})  # fmt: skip
+_MODALS = frozenset({"can", "may", "should", "must", "will"})
+_QUANTITY = frozenset({"all", "some", "only", "first", "last", "best", "worst"})
+_PERSONS = frozenset({"I", "we", "you", "he", "she", "they", "it"})
+_ACTORS = _PERSONS - {"it"}
+_ASKING = frozenset({"can", "could", "would", "will"})
+_MARKS = _PREPOSITIONS | _MODALS | _QUANTITY | _PERSONS | {
+    "negation", "before", "after", "more", "less", "past", "present", "and", "or", "becoming", "correction",
+    "symmetric",
+}  # fmt: skip
 _QUESTION_WORDS = ("what", "how", "why", "when", "where", "who", "which")
+
+
+_OPERATOR = re.compile(r"(?<!\S)[-+*/%<>=!&|^~]{1,3}(?!\S)|(?<=[\w)\]])(?:[=!<>]=+|&&|\|\||[<>=])(?=[\w(\[])")
 
 
 def prepare(text: str) -> Prepared:
@@ -184,9 +198,11 @@ def prepare(text: str) -> Prepared:
     prepared = Prepared()
     stems: list[str] = []
     weights: dict[str, float] = {}
+    says: dict[str, float] = {}
     places: dict[str, int] = {}
     content: dict[str, int] = {}
-    marks = [0] * len(_MARKS)
+    counted_kinds: dict[str, int] = {}
+    actor, addressed = "", False
     numbers: set[str] = set()
     units: set[str] = set()
     dates: set[str] = set()
@@ -234,13 +250,15 @@ def prepare(text: str) -> Prepared:
                 names.add(known.stem)
             if not known.known:
                 rare.add(known.stem)
-        base, weight, kinds, _ = known
+        base, weight, kinds, _, said = known
         is_content = True
         for kind in kinds:
-            place = _AT.get(kind)
-            if place is not None:
-                marks[place] += 1
-            if kind == "day":
+            if kind in _MARKS:
+                counted_kinds[kind] = counted_kinds.get(kind, 0) + 1
+                if not actor and kind in _ACTORS and previous in _AUXILIARY:
+                    actor = "I" if kind == "we" else kind
+                    addressed = kind == "you" and previous in _ASKING
+            elif kind == "day":
                 dates.add(base)
             elif kind == "unit" and counted:
                 units.add(UNITS.get(lower.removesuffix("s"), UNITS.get(lower, base)))
@@ -273,6 +291,8 @@ def prepare(text: str) -> Prepared:
         if base not in places:
             places[base] = len(stems)
             weights[base] = weight
+            if said:
+                says[base] = said
         stems.append(base)
         previous, begins = lower, False
     squeezed = "".join(stems)[:1000]
@@ -291,15 +311,20 @@ def prepare(text: str) -> Prepared:
     prepared.dates = frozenset(dates)
     prepared.identifiers = frozenset(identifiers)
     prepared.symbols = frozenset(symbols)
+    prepared.signs = tuple(_OPERATOR.findall(normal, 0, _MOST_CHARACTERS))
     prepared.names = frozenset(names)
     prepared.rare = frozenset(rare)
+    prepared.says = says
     prepared.fillers = frozenset(fillers)
     prepared.questions = frozenset(questions)
     prepared.directions = frozenset(directions)
     prepared.genders = genders[:20]
     prepared.passive = passive
-    used_to = _PAST_USE.search(normal[:_MOST_CHARACTERS].lower()) is not None
-    prepared.marks = np.array([*marks, int(used_to)], np.int64)
+    if ("use" in places or "used" in places) and _PAST_USE.search(normal[:_MOST_CHARACTERS].lower()) is not None:
+        counted_kinds["used to"] = 1
+    prepared.kinds = counted_kinds
+    prepared.actor = actor
+    prepared.addressed = addressed
     prepared.sentences = sentences + (0 if begins else 1)
     prepared.repeats = len(stems) - len(places)
     prepared.length = len(stems)
@@ -309,7 +334,7 @@ def prepare(text: str) -> Prepared:
 
 def counts(text: Prepared, mark: str) -> int:
     """How many words of the kind `mark` it has."""
-    return int(text.marks[_AT[mark]])
+    return text.kinds.get(mark, 0)
 
 
 def shared_tenths(asked: Prepared, stored: Prepared) -> int:
@@ -329,16 +354,21 @@ def numbers_of(asked: Prepared, stored: Prepared, cosine: float) -> list[float]:
     a, b = asked, stored
     only_a, only_b = a.weights.keys() - b.weights.keys(), b.weights.keys() - a.weights.keys()
     weights_a, weights_b = a.weights, b.weights
-    lack_a, lack_b = 0.0, 0.0
+    lack_a = lack_b = said = 0.0
     heavy_a = heavy_b = 0.0
+    says_a, says_b = a.says, b.says
     for one in only_a:
         weight = weights_a[one]
         lack_a += weight
+        if one in says_a:
+            said += says_a[one]
         if weight > heavy_a:
             heavy_a = weight
     for one in only_b:
         weight = weights_b[one]
         lack_b += weight
+        if one in says_b:
+            said += says_b[one]
         if weight > heavy_b:
             heavy_b = weight
     content_a, content_b = a.content - b.content, b.content - a.content
@@ -376,10 +406,27 @@ def numbers_of(asked: Prepared, stored: Prepared, cosine: float) -> list[float]:
             if place and side.words[place - 1] in ("a", "an", "the") and place + 1 < len(side.words):
                 added_after_article = 1.0
 
-    marks = a.marks - b.marks
-    apart = np.abs(marks)
-    negation = int(apart[0])
-    more_less = int(marks[3] - marks[4])
+    kinds: dict[str, int] = {}
+    prepositions = modals = quantities = persons = 0
+    if a.kinds != b.kinds:
+        kinds_a, kinds_b = a.kinds, b.kinds
+        for mark, _ in kinds_a.items() ^ kinds_b.items():
+            if mark in kinds:
+                continue
+            kinds[mark] = apart = kinds_a.get(mark, 0) - kinds_b.get(mark, 0)
+            if mark in _PREPOSITIONS:
+                prepositions += abs(apart)
+            elif mark in _PERSONS:
+                persons += 1
+            elif mark in _MODALS:
+                modals += 1
+            elif mark in _QUANTITY:
+                quantities += 1
+    difference = kinds.get
+    negation = abs(difference("negation", 0))
+    more_less = difference("more", 0) - difference("less", 0)
+    past, present = difference("past", 0), difference("present", 0)
+    also, either = difference("and", 0), difference("or", 0)
     words_a, words_b = a.words, b.words
     prefix = 0
     while prefix < shorter and words_a[prefix] == words_b[prefix]:
@@ -414,7 +461,6 @@ def numbers_of(asked: Prepared, stored: Prepared, cosine: float) -> list[float]:
     asked_for = (a.questions ^ b.questions) - {"yes", "quantity"}
     bigrams = min(len(a.bigrams), len(b.bigrams))
     trigrams = len(a.trigrams) + len(b.trigrams)
-    and_or = (marks[12] > 0 > marks[13]) or (marks[12] < 0 < marks[13])
     opposing = opposed + negation + (1 if more_less and not opposed else 0)
     total = a.length + b.length
     return [
@@ -438,6 +484,7 @@ def numbers_of(asked: Prepared, stored: Prepared, cosine: float) -> list[float]:
         rare_b if rare_a > rare_b else rare_a,
         added,
         added_after_article,
+        said,
         len(a.fillers ^ b.fillers),
         near,
         same,
@@ -457,16 +504,20 @@ def numbers_of(asked: Prepared, stored: Prepared, cosine: float) -> list[float]:
         opposed,
         opposing % 2,
         abs(more_less),
-        abs(int(marks[1] - marks[2])),
-        int(apart[-1]),
-        1.0 if apart[_AT["becoming"]] else 0.0,
-        int(marks[5] - marks[6]) if marks[5] * marks[6] < 0 else 0,
-        int(np.count_nonzero(apart[_MODALS])),
-        1.0 if and_or else 0.0,
-        int(apart[_PREPOSITIONS].sum()),
-        int(np.count_nonzero(apart[_QUANTITY])),
-        int(np.count_nonzero(apart[_PERSONS])),
+        abs(difference("before", 0) - difference("after", 0)),
+        abs(difference("used to", 0)),
+        1.0 if "becoming" in kinds else 0.0,
+        abs(past - present) if past * present < 0 else 0,
+        modals,
+        1.0 if also * either < 0 else 0.0,
+        prepositions,
+        quantities,
+        persons,
         1.0 if a.genders != b.genders and len(a.genders) == len(b.genders) else 0.0,
+        (2.0 if "yes" in a.questions and "yes" in b.questions else 1.0)
+        if a.actor != b.actor and a.actor and b.actor
+        else 0.0,
+        1.0 if a.addressed != b.addressed else 0.0,
         1.0 if asked_for else 0.0,
         1.0 if asked_for and not (a.questions & b.questions) and a.questions and b.questions else 0.0,
         1.0 if ("yes" in a.questions) != ("yes" in b.questions) else 0.0,
@@ -476,7 +527,7 @@ def numbers_of(asked: Prepared, stored: Prepared, cosine: float) -> list[float]:
         content_inverted if complete else 0,
         1.0 if passive else 0.0,
         1.0 if complete and outermost != passive else 0.0,
-        1.0 if a.marks[_AT["symmetric"]] and b.marks[_AT["symmetric"]] else 0.0,
+        1.0 if "symmetric" in a.kinds and "symmetric" in b.kinds else 0.0,
         reversals,
         prefix / longer if longer else 0.0,
         suffix / longer if longer else 0.0,
@@ -485,7 +536,7 @@ def numbers_of(asked: Prepared, stored: Prepared, cosine: float) -> list[float]:
         gap_weight,
         2 * len(a.trigrams & b.trigrams) / trigrams,
         _gap_trigrams(only_a, only_b),
-        int(apart[_AT["correction"]]),
+        abs(difference("correction", 0)),
         longer,
         longer - shorter,
         shorter / longer if longer else 0.0,

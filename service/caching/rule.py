@@ -29,8 +29,10 @@ SHIPPED = 0.01
 class Rule(msgspec.Struct, frozen=True):
     """A score at or above `cut` is served, one at or above `shadow` is recorded. What the score is follows from `by`:
     the cosine, the verifier's P, or log-odds by `fit`. `why`: what is missing for a certificate, where the endpoint has
-    a limit. `watched`: while audits let nothing be served, what scores at least this is compared in their place.
-    `revision` names all of it: what was decided under another one is decided anew."""
+    a limit. `share`: the verifier need not look at what cannot reach its cut of that. `watched`: while audits let
+    nothing be served, what scores at least this is compared in their place. `revision` names all of it: what was
+    decided under another one is decided anew.
+    """
 
     by: Literal["cosine", "verifier", "fit"]
     cut: float
@@ -38,6 +40,7 @@ class Rule(msgspec.Struct, frozen=True):
     fit: Fit | None = None
     certified: bool = False
     why: str = ""
+    share: float = SHIPPED
     watched: float = math.inf
     embedder: str = ""
     verifier: str = ""
@@ -80,4 +83,4 @@ def _limited(limit: float, verifier: Verifier | None, embedder: str, tuned: Tune
     if verifier is None:
         # Nothing is known of these vectors. What an even chance would serve is recorded.
         return Rule("fit", math.inf, 0.0, default_fit(verifier=False, agreement=True), why=why)
-    return Rule("verifier", verifier.cut(limit / 2), verifier.cut(limit), why=why)
+    return Rule("verifier", verifier.cut(limit / 2), verifier.cut(limit), why=why, share=limit)

@@ -21,6 +21,7 @@ def conflict(asked: Prepared, stored: Prepared) -> str | None:
 
     `placeholders`, `identifiers`, `numbers`: they do not name the same, equally often.
     `units`: the same numbers, in other units. `dates`: both name days, months or seasons, and not the same.
+    `signs`: operators ("a < b", "x != 1") that are not the same.
     `opposites`: a word of one is the opposite of a word of the other.
     `from-to`: the sides of a direction are exchanged. `word-order`: the same words in another order.
     `length`: they differ behind what was compared.
@@ -35,6 +36,8 @@ def conflict(asked: Prepared, stored: Prepared) -> str | None:
         return None if _corrected(asked, stored) else "units"
     if asked.dates != stored.dates and asked.dates - stored.dates and stored.dates - asked.dates:
         return None if _corrected(asked, stored) else "dates"
+    if asked.signs != stored.signs and asked.signs and stored.signs:
+        return "signs"
     if asked.directions and stored.directions and _reversed(asked, stored):
         return "from-to"
     if asked.content != stored.content:

@@ -22,10 +22,13 @@ _TOKEN = re.compile(
 class Word(NamedTuple):
     """What is known of a word whatever stands around it."""
 
+    """`says` is how a word that only one question has speaks: above 0 for the same answer, below for another."""
+
     stem: str
     weight: float
     kinds: frozenset[str]
     known: bool
+    says: float = 0.0
 
 
 # Function words by what they say. A word of several kinds stands in several.
@@ -222,12 +225,20 @@ NO_KINDS: frozenset[str] = frozenset()
 
 
 @cache
-def _weights() -> dict[str, float]:
-    """How much a word's stem tells, from 0 (in every question) to `UNKNOWN_WEIGHT`: how rare it is in public text."""
+def _weights() -> dict[str, tuple[float, float]]:
+    """How much a word's stem tells, from 0 (in every question) to `UNKNOWN_WEIGHT`: how rare it is in public text; and
+    what it says where only one of two questions has it."""
     lines = files("service.caching").joinpath("verifier/words.txt").read_text(encoding="utf-8").splitlines()
     return {
-        stem: float(weight) for weight, _, stems in (line.partition(" ") for line in lines) for stem in stems.split()
+        stem: (float(weight), float(says))
+        for weight, says, *stems in (line.split() for line in lines)
+        for stem in stems
     }
+
+
+def stems() -> frozenset[str]:
+    """Those whose weight is known."""
+    return frozenset(_weights())
 
 
 def forget() -> None:
@@ -242,14 +253,15 @@ def known_word(written: str) -> Word:
     written = written[:40]
     kinds = _KINDS_OF.get(written, NO_KINDS)
     base = stem(written)
+    known = _weights().get(base)
     if kinds and not kinds <= OPEN_KINDS:
-        return Word(base, min(_weights().get(base, 1.0), 2.0), kinds, True)
-    weight = _weights().get(base)
-    if weight is None:
+        weight, says = known or (1.0, 0.0)
+        return Word(base, min(weight, 2.0), kinds, True, says)
+    if known is None:
         # One sign of a script without spaces says less than a word.
         weight = 4.0 if len(base) == 1 else UNKNOWN_WEIGHT
         return Word(base, weight, kinds, len(base) == 1)
-    return Word(base, weight, kinds, True)
+    return Word(base, known[0], kinds, True, known[1])
 
 
 def stem(written: str) -> str:

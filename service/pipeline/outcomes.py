@@ -76,11 +76,12 @@ class Outcomes:
         self._auditing += 1
         try:
             fresh = await ask()
-            served = found.entry
-            same = None if served is None else says_the_same(await sketch(fresh), await sketch(served.completion))
+            drawn, served = await sketch(fresh), found.entry
+            same = None if served is None else says_the_same(drawn, await sketch(served.completion))
             outcome = {True: "same", False: "different", None: "unknown"}[same]
             self._metrics.cache_audits.add((context.endpoint.name, outcome))
-            await self.note(context, question, found, rule, same=same, fresh=fresh)
+            about = None if found.look is None else says_the_same(drawn, found.look.stored.sketch)
+            await self.note(context, question, found, rule, same=about, fresh=fresh)
             if same is not None and rule.certified:
                 await self._watch(context, rule.cut, wrong=not same)
         finally:

@@ -26,7 +26,7 @@ from service.caching.stored import StoredQuestion, payload, read
 from service.caching.verifier import Verifier
 from service.caching.vetoes import conflict
 from service.context import Context
-from service.pipeline.exact_tier import ExactTier, namespace
+from service.pipeline.exact_tier import ExactTier, fresh, namespace
 from service.pipeline.health import READING, WRITING, Health
 from service.telemetry.metrics import Metrics
 
@@ -40,8 +40,8 @@ _WRITE_DEADLINE = 5.0
 
 
 class Look(msgspec.Struct, frozen=True):
-    """The candidate that a look-up came down to. `entry` is whose answer it would be served, `score` what the rule cuts
-    at, if it looked at it."""
+    """The first candidate that nothing vetoes. `entry` is whose answer it would be served, `score` what the rule cuts
+    at."""
 
     entry: str
     stored: StoredQuestion
@@ -67,12 +67,13 @@ class Found(msgspec.Struct):
 
 class Judged(msgspec.Struct):
     """Places of neighbours that may answer, the likeliest first; of the first that nothing vetoes; of one that may only
-    be recorded; and why none may answer. `look` is at the first, where it was needed for that."""
+    be recorded; and why none may answer. `chances` are the verifier's by place, where it was asked."""
 
     allowed: list[int] = []
     first: int | None = None
     shadow: int | None = None
     reason: str = ""
+    chances: dict[int, float] = {}
     look: Look | None = None
 
 
@@ -140,7 +141,7 @@ class SemanticTier:
             judged = judge(question.text, neighbors, rule, self.verifier, context.directives.threshold)
             allowed = set(judged.allowed)
             found.rejected = next((near.similarity for at, near in enumerate(neighbors) if at not in allowed), None)
-            served = await self._live(context, neighbors, judged, found)
+            await self._live(context, neighbors, judged, found)
         except TextRefused as error:
             return Found(detail="too-long" if isinstance(error, TextTooLong) else "not-text")
         except (BackendError, TimeoutError):
@@ -148,10 +149,11 @@ class SemanticTier:
             found.detail = "degraded"
             return found
         hit = found.entry is not None
-        about = served if hit else judged.first if judged.shadow is None else judged.shadow
-        if noting and about is not None:
-            reuse = judged.look if about == judged.first else None
-            found.look = reuse or look_at(prepare(question.text), neighbors, about, rule, self.verifier)
+        if noting and judged.first is not None:
+            # Always the same one, whatever decided: a log of what was served would be a sample of something else.
+            found.look = judged.look or look_at(
+                _prepared(question.text), neighbors, judged.first, rule, self.verifier, judged.chances
+            )
         if hit:
             found.detail = "alias" if found.alias else "semantic"
         elif judged.shadow is not None:
@@ -238,19 +240,19 @@ class SemanticTier:
         except (BackendError, TimeoutError) as error:
             asked.failed(activity, error)
 
-    async def _live(self, context: Context, neighbors: Sequence[Neighbor], judged: Judged, found: Found) -> int | None:
-        """Puts the first allowed one that is still there into `found`; its place."""
+    async def _live(self, context: Context, neighbors: Sequence[Neighbor], judged: Judged, found: Found) -> None:
+        """Puts the first allowed one that is still there into `found`; one that is stale only if none is fresh."""
+        now = self._clock()
         for place in judged.allowed:
             near = neighbors[place]
             alias_of = read(near.payload).alias_of
-            entry = await self._exact.read(context, alias_of) if alias_of else None
-            found.alias = entry is not None
-            if entry is None:
-                entry = await self._exact.read(context, near.entry_id)
-            if entry is not None and not entry.alias_of:
-                found.entry, found.similarity = entry, near.similarity
-                return place
-        return None
+            canonical = await self._exact.read(context, alias_of) if alias_of else None
+            entry = canonical or await self._exact.read(context, near.entry_id)
+            if entry is None or entry.alias_of or (found.entry is not None and not fresh(entry, context, now)):
+                continue
+            found.entry, found.similarity, found.alias = entry, near.similarity, canonical is not None
+            if fresh(entry, context, now):
+                return
 
     def _namespace(self, context: Context, question: Question) -> str:
         return f"{namespace(context)}/{question.namespace}"
@@ -258,17 +260,14 @@ class SemanticTier:
 
 def judge(text: str, neighbors: Sequence[Neighbor], rule: Rule, verifier: Verifier | None, least: float) -> Judged:
     """What the rule says of the nearest ten; none below the cosine `least` may answer."""
-    asked = prepare(text)
+    asked = _prepared(text)
     near = neighbors[:_CANDIDATES]
     judged = Judged()
     if rule.by == "cosine":
         _by_cosine(judged, asked, near, max(least, rule.cut))
     elif rule.by == "verifier" and verifier is not None:
         _by_chance(judged, asked, near, rule, verifier, least)
-    if judged.allowed and rule.by == "cosine":
-        judged.first = judged.allowed[0]
-    else:
-        judged.first = _first(asked, near)
+    judged.first = _first(asked, near)
     if rule.by == "fit" and judged.first is not None:
         judged.look = look_at(asked, neighbors, judged.first, rule, verifier)
         if near[judged.first].similarity >= least and judged.look.score >= rule.cut:
@@ -293,7 +292,8 @@ def _by_chance(
     judged: Judged, asked: Prepared, near: Sequence[Neighbor], rule: Rule, verifier: Verifier, least: float
 ) -> None:
     stored = [_prepared(read(one.payload).text) for one in near]
-    chances = verifier.probabilities(asked, stored, [one.similarity for one in near])
+    chances = verifier.probabilities(asked, stored, [one.similarity for one in near], share=rule.share)
+    judged.chances = dict(enumerate(chances))
     worth = min(rule.cut, rule.shadow)
     for chance, place in sorted((-chance, place) for place, chance in enumerate(chances) if chance >= worth):
         if near[place].similarity < least:
@@ -318,12 +318,20 @@ def _first(asked: Prepared, near: Sequence[Neighbor]) -> int | None:
     return None
 
 
-def look_at(asked: Prepared, neighbors: Sequence[Neighbor], place: int, rule: Rule, verifier: Verifier | None) -> Look:
-    """All that is known of a candidate: how likely it is, and whether those behind it answer the same."""
+def look_at(
+    asked: Prepared,
+    neighbors: Sequence[Neighbor],
+    place: int,
+    rule: Rule,
+    verifier: Verifier | None,
+    chances: Mapping[int, float] | None = None,
+) -> Look:
+    """All that is known of a candidate: how likely it is, and whether those behind it answer the same. `chances` are
+    those known by place."""
     one = neighbors[place]
     stored = read(one.payload)
-    chance = None
-    if verifier is not None:
+    chance = (chances or {}).get(place) or None  # 0 is what the rule's cut left out
+    if verifier is not None and chance is None:
         (chance,) = verifier.probabilities(asked, [_prepared(stored.text)], [one.similarity])
     around = neighbors[place:LOOKED_AT]
     agreed = agreement([other.similarity for other in around], alike([_sketch_of(other) for other in around]))

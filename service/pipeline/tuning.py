@@ -1,7 +1,7 @@
 """What is known of each endpoint beyond its settings: certificates, changes made at run time, and what audits say."""
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 import msgspec
@@ -45,8 +45,17 @@ class Tuning:
 
     def override(self, endpoint: str, override: Override) -> None:
         """Raises `BackendError`: then what was in effect stays so."""
-        nothing = msgspec.structs.replace(override, changed_at=0.0) == Override()
-        self._store.write(endpoint, OVERRIDE, None if nothing else _encoded(override))
+        self._store.write(endpoint, OVERRIDE, _kept(override))
+
+    def change_override(self, endpoint: str, change: Callable[[Override], Override]) -> Override:
+        """What `change` makes of the override that is there, put in its place; two who change it at once lose nothing.
+        Raises `BackendError`: then what was in effect stays so."""
+
+        def changed(content: bytes | None) -> bytes | None:
+            return _kept(change(Override() if content is None else _decoded(content, Override) or Override()))
+
+        content = self._store.change(endpoint, OVERRIDE, changed)
+        return Override() if content is None else _decoded(content, Override) or Override()
 
     def tuned(self, endpoint: str, tuned: Tuned | None) -> None:
         """Also begins a new watch. Raises `BackendError`."""
@@ -83,6 +92,12 @@ class Tuning:
         if found is None:
             log.warning("what was kept as %s of the endpoint %s cannot be read and is passed over", name, endpoint)
         return found
+
+
+def _kept(override: Override) -> bytes | None:
+    """None for one that says nothing."""
+    nothing = msgspec.structs.replace(override, changed_at=0.0) == Override()
+    return None if nothing else _encoded(override)
 
 
 def _decoded(content: bytes, form: type[_T]) -> _T | None:

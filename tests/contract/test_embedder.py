@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backends.embedding import minilm
 from backends.embedding.base import Embedder
-from backends.registry import BUILT_IN, create
+from backends.embedding.remembering import RememberingEmbedder
+from backends.registry import BUILT_IN, create, not_installed
 from models.errors import BackendError, TextTooLong
 from tests.support.embeddings_server import DIMENSIONS, EmbeddingsServer, embeddings_server
 
-SUITE = {"embedding": {"onnx", "static", "openai"}}
+SUITE = {"embedding": {"onnx", "static", "openai", "sentence-transformers"}}
 
 QUESTION = "How do I reset my password?"
 ODD = [
@@ -34,6 +36,11 @@ ODD = [
     "สวัสดี",
     "a\u0301" * 40,
     "x" * 300,
+    "مرحبا بالعالم",
+    "Привет, как сбросить пароль?",
+    "🦄🐙🔥 👩‍👩‍👧‍👦",
+    "def f(x):\n\treturn {'a': x[0]}  # \u00e9\n",
+    "<script>alert('\x1b[31m')</script>",
 ]
 
 
@@ -43,11 +50,21 @@ async def server() -> AsyncIterator[EmbeddingsServer]:
         yield server
 
 
-@pytest.fixture(params=sorted(BUILT_IN["embedding"]))
+REMEMBERING = "onnx behind a memory"
+
+
+@pytest.fixture(params=[*sorted(BUILT_IN["embedding"]), REMEMBERING])
 async def unloaded(request: pytest.FixtureRequest, server: EmbeddingsServer) -> AsyncIterator[Embedder]:
+    if request.param == REMEMBERING:
+        remembering = RememberingEmbedder(create("embedding", "onnx"), texts=5)  # so few that some are put out
+        yield remembering
+        await remembering.close()
+        return
+    if lacking := not_installed("embedding", request.param):
+        pytest.skip(f"{request.param} {lacking}")
     options: dict[str, dict[str, Any]] = {
-        "onnx": {"remembered": 0},  # or the second embedding of a text would prove nothing
-        "openai": {"base_url": server.url, "model": "hash", "dimensions": DIMENSIONS, "remembered": 0},
+        "openai": {"base_url": server.url, "model": "hash", "dimensions": DIMENSIONS},
+        "sentence-transformers": {"path": minilm.source()},
     }
     embedder: Embedder = create("embedding", request.param, **options.get(request.param, {}))
     yield embedder
@@ -139,6 +156,18 @@ async def test_asking_after_close_is_an_error(embedder: Embedder) -> None:
 async def test_a_text_beyond_the_window_is_refused(embedder: Embedder, words: int) -> None:
     with pytest.raises(TextTooLong):
         await embedder.embed(["ox " * words], role="query")
+
+
+@pytest.mark.parametrize("letter", ["x", "我", "🦄", "\u0301", "(", "\x00"])
+async def test_a_hundred_thousand_characters_without_a_blank_are_a_vector_or_too_long(
+    embedder: Embedder, letter: str
+) -> None:
+    try:
+        rows = await embedder.embed([letter * 100_000], role="query")
+    except TextTooLong:
+        rows = await embedder.embed([QUESTION], role="query")
+
+    assert rows.shape == (1, embedder.dimensions)
 
 
 async def test_one_text_too_long_fails_nobody_elses(embedder: Embedder) -> None:

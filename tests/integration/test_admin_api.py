@@ -29,6 +29,13 @@ ROUTES = [
     ("POST", "/admin/api/keys"),
     ("DELETE", "/admin/api/keys/0123456789ab"),
     ("DELETE", "/admin/api/cache?endpoint=default"),
+    ("GET", "/admin/api/endpoints"),
+    ("GET", "/admin/api/endpoints/default"),
+    ("PATCH", "/admin/api/endpoints/default"),
+    ("DELETE", "/admin/api/endpoints/default/override"),
+    ("GET", f"/admin/api/cache/entries/{'0' * 64}"),
+    ("POST", f"/admin/api/cache/entries/{'0' * 64}/report"),
+    ("POST", "/admin/api/cache/warm?endpoint=default"),
 ]
 
 
@@ -73,7 +80,8 @@ def test_the_status_tells_tiers_endpoints_and_upstreams(gateway: Gateway) -> Non
     status = gateway.admin("GET", "/status").json()
 
     assert status["tiers"] == {"exact": "up", "embedder": "up", "vector": "up"}
-    assert status["endpoints"]["default"] == {"mode": "semantic", "threshold": 0.92, "ttl": 3600.0}
+    default = status["endpoints"]["default"]
+    assert (default["mode"], default["threshold"], default["ttl"]) == ("semantic", None, 3600.0)
     assert status["endpoints"]["shadow"]["mode"] == "shadow"
     assert status["upstreams"] == ["mock"]
 
@@ -206,6 +214,18 @@ def test_so_do_the_paths_behind_the_token(gateway: Gateway, method: str, path: s
     refused(answer, "not_found" if status == 404 else "method_not_allowed")
 
 
+def test_the_page_has_an_example_of_what_operators_send(gateway: Gateway) -> None:
+    paths = gateway.client.get("/openapi.json").json()["paths"]
+
+    for path, method in (
+        ("endpoints/{name}", "patch"),
+        ("cache/entries/{entry_id}/report", "post"),
+        ("cache/warm", "post"),
+    ):
+        contents = paths[f"/admin/api/{path}"][method]["requestBody"]["content"]
+        assert all(content.get("example") or content.get("examples") for content in contents.values()), path
+
+
 def test_the_page_still_asks_for_the_token_and_knows_the_shape_of_errors(gateway: Gateway) -> None:
     described = gateway.client.get("/openapi.json").json()
 
@@ -219,7 +239,11 @@ def test_the_documentation_names_every_field_and_route(gateway: Gateway) -> None
     documented = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     described = gateway.client.get("/openapi.json").json()
 
-    fields = described["components"]["schemas"]["NewKey"]["properties"]
+    fields = [
+        field
+        for name in ("NewKey", "Change", "Report")
+        for field in described["components"]["schemas"][name]["properties"]
+    ]
     routes = [f"{method.upper()} {path}" for path, methods in described["paths"].items() for method in methods]
     assert [name for name in fields if f"| `{name}` |" not in documented] == []
     assert [route for route in routes if f"| `{route}" not in documented] == []

@@ -18,6 +18,7 @@ COMMANDS: list[list[str]] = [
     ["serve"],
     ["check-config"],
     ["mock-upstream"],
+    ["tune"],
     ["keys"],
     ["keys", "create"],
     ["keys", "list"],

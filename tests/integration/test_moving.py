@@ -115,7 +115,7 @@ def test_what_one_store_knew_the_other_answers(
     with running(there) as gateway:
         told = answers(gateway)
 
-    assert written == {"entries": 2, "questions": 2, "already": 0}
+    assert written == {"entries": 2, "aliases": 0, "questions": 2, "already": 0}
     assert (read["entries"], read["questions"], read["bad"]) == (2, 2, 0)
     assert (again["entries"], again["already"]) == (0, 2)
     assert [outcome[:2] for outcome in told] == [("exact", "semantic")] * 2
@@ -157,7 +157,7 @@ def test_an_export_that_was_stopped_goes_on_where_it_was(
     resumed = report("export", str(cut), "--config", str(here), "--resume")
 
     assert "--resume goes on with it" in refused.stderr
-    assert resumed == {"entries": 1, "questions": 2, "already": 1}
+    assert resumed == {"entries": 1, "aliases": 0, "questions": 2, "already": 1}
     assert sorted(cut.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
 
 

@@ -81,7 +81,74 @@ async def test_a_refusal_is_a_backend_error_without_the_apis_words(
 
     assert "sk-" not in str(raised.value)
     assert "private" not in str(raised.value)
-    assert len(server.calls) == 1  # no retry, and no redirect followed
+    assert len(server.calls) == (2 if status in (429, 500, 503) else 1)  # no redirect followed
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+async def test_trouble_that_passes_costs_one_more_call(
+    server: EmbeddingsServer, embedder: OpenAIEmbedder, status: int
+) -> None:
+    server.status, server.failing = status, 1
+
+    assert (await embedder.embed(["a"], role="query")).shape == (1, DIMENSIONS)
+    assert len(server.calls) == 2
+
+
+@pytest.mark.parametrize("hang_up", [1, 2])
+async def test_a_lost_connection_is_tried_once_more(
+    server: EmbeddingsServer, embedder: OpenAIEmbedder, hang_up: int
+) -> None:
+    server.hang_up = hang_up
+
+    if hang_up == 1:
+        assert (await embedder.embed(["a"], role="query")).shape == (1, DIMENSIONS)
+    else:
+        with pytest.raises(BackendError, match="cannot be reached"):
+            await embedder.embed(["a"], role="query")
+    assert len(server.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "calls"),
+    [("0", 2), ("0.01", 2), ("-5", 2), ("60", 1), ("inf", 1), ("nan", 1), ("Fri, 20 Nov 2026 16:00:00 GMT", 1)],
+)
+async def test_a_pause_that_is_asked_for_is_kept_or_not_waited_for(
+    server: EmbeddingsServer, embedder: OpenAIEmbedder, retry_after: str, calls: int
+) -> None:
+    server.status, server.retry_after = 429, retry_after
+
+    with pytest.raises(BackendError, match="status 429"):
+        await embedder.embed(["a"], role="query")
+
+    assert len(server.calls) == calls
+
+
+async def test_a_second_call_is_not_made_when_the_time_is_up(server: EmbeddingsServer) -> None:
+    server.status, server.retry_after = 503, "1"
+    embedder = embedder_of(server, timeout=0.5)
+    await embedder.load()
+
+    with pytest.raises(BackendError, match="status 503"):
+        await embedder.embed(["a"], role="query")
+    await embedder.close()
+
+    assert len(server.calls) == 1
+
+
+async def test_an_answer_beyond_all_measure_is_not_read_to_its_end(
+    server: EmbeddingsServer, embedder: OpenAIEmbedder
+) -> None:
+    server.answer = b" " * 1_000_000
+
+    with pytest.raises(BackendError, match="more than 327,680 bytes"):
+        await embedder.embed(["a"], role="query")
+
+
+async def test_a_text_that_no_api_takes_is_not_sent(server: EmbeddingsServer, embedder: OpenAIEmbedder) -> None:
+    with pytest.raises(TextTooLong, match="200,000 characters"):
+        await embedder.embed(["x" * 200_001], role="query")
+
+    assert server.calls == []
 
 
 @pytest.mark.parametrize(
@@ -194,6 +261,14 @@ def test_the_revision_tells_models_addresses_and_dimensions_apart() -> None:
         len({usual, revision("http://127.0.0.1:8/v1", "small", 8), revision("http://127.0.0.1:9/v1", "large", 8)}) == 3
     )
     assert usual != revision("http://127.0.0.1:9/v1", "small", 16)
+
+
+def test_a_revision_of_ones_own_makes_another() -> None:
+    settings: dict[str, Any] = {"base_url": "http://127.0.0.1:9/v1", "model": "small", "dimensions": 8}
+
+    revisions = [OpenAIEmbedder(**settings, revision=one).revision for one in (None, "weights of May", "of June")]
+
+    assert len(set(revisions)) == 3
 
 
 @pytest.mark.parametrize(

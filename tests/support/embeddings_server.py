@@ -15,9 +15,10 @@ class EmbeddingsServer:
     """Gives each text a vector made from its hash, not of length 1.
 
     Refuses a call in which any text has more than 256 words, as OpenAI does.
-    `status`, `answer` and `dimensions` change what it answers; clearing `open`
-    keeps answers back until it is set. `calls` holds the bodies received,
-    `headers` those of the last call.
+    `status`, `answer` and `dimensions` change what it answers, `failing` limits
+    that to so many calls, `retry_after` is said with it; clearing `open` keeps
+    answers back until it is set. `hang_up` is how many calls end without an
+    answer. `calls` holds the bodies received, `headers` those of the last call.
     """
 
     def __init__(self) -> None:
@@ -25,6 +26,9 @@ class EmbeddingsServer:
         self.headers: dict[str, str] = {}
         self.status = 200
         self.answer: bytes | None = None
+        self.failing: int | None = None
+        self.retry_after = ""
+        self.hang_up = 0
         self.dimensions = DIMENSIONS
         self.open = asyncio.Event()
         self.open.set()
@@ -50,9 +54,13 @@ class EmbeddingsServer:
         if not self.open.is_set() and not await self._opened(reader):
             self.hung_up.set()
             return False
+        if self.hang_up:
+            self.hang_up -= 1
+            return False
         status, answer = self._answer(body)
+        more = b"retry-after: %s\r\n" % self.retry_after.encode() if self.retry_after else b""
         location = b"location: /elsewhere\r\n" if status in (301, 302, 307) else b""
-        writer.write(b"HTTP/1.1 %d Answer\r\n%scontent-type: application/json\r\n" % (status, location))
+        writer.write(b"HTTP/1.1 %d Answer\r\n%s%scontent-type: application/json\r\n" % (status, location, more))
         writer.write(b"content-length: %d\r\n\r\n" % len(answer) + answer)
         await writer.drain()
         return True
@@ -67,6 +75,10 @@ class EmbeddingsServer:
         return self.open.is_set()
 
     def _answer(self, body: dict[str, Any]) -> tuple[int, bytes]:
+        if self.failing is not None:
+            self.failing -= 1
+            if self.failing < 0:
+                self.status, self.answer, self.failing = 200, None, None
         if self.answer is not None or self.status != 200:
             return self.status, self.answer or b'{"error": {"message": "no: sk-secret said something private"}}'
         texts: list[str] = body["input"]

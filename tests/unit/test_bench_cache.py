@@ -154,6 +154,7 @@ def test_questions_of_a_cluster_and_of_equal_pairs_have_one_answer(tmp_path: Pat
         ({"a": "one", "b": "", "label": 1}, "neither text and cluster nor a, b and label"),
         ({"a": "one", "b": "one", "label": 0}, "different from itself"),
         ({"text": "What?", "cluster": "other"}, "in two clusters"),
+        ({"kind": "lookup", "asked": "6e8a", "cosine": 0.9}, "a look-up without its texts: set cache.lookups: texts"),
     ],
 )
 def test_a_bad_line_is_counted_named_and_skipped(tmp_path: Path, line: Json | str, reason: str) -> None:
@@ -164,6 +165,27 @@ def test_a_bad_line_is_counted_named_and_skipped(tmp_path: Path, line: Json | st
     assert labelled.unread == {reason: 1}
     assert labelled.named == [f"mine.jsonl:2: {reason}"]
     assert "Who?" in labelled.texts
+
+
+def test_a_gateways_own_log_is_a_labelled_file(tmp_path: Path) -> None:
+    mine = written(
+        tmp_path,
+        {"kind": "lookup", "question": "Is tea good for you?", "stored": "Is tea healthy?", "outcome": "same"},
+        {"kind": "lookup", "question": "Is coffee healthy?", "stored": "Is tea healthy?", "outcome": "different"},
+        {"kind": "lookup", "question": "Is water healthy?", "stored": "Is tea healthy?"},
+        {"kind": "verdict", "entry": "e", "wrong": True, "by": "people"},
+    )
+
+    labelled = read(mine)
+
+    assert dict(zip(labelled.texts, labelled.classes, strict=True)) == {
+        "Is tea good for you?": 0,
+        "Is tea healthy?": 0,
+        "Is coffee healthy?": 1,
+        "Is water healthy?": 2,
+    }
+    assert len(labelled.different) == 1
+    assert labelled.unread == {}
 
 
 def test_a_pair_that_others_contradict_is_not_believed_to_differ(tmp_path: Path) -> None:

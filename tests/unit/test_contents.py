@@ -14,7 +14,9 @@ from backends.embedding.base import Role
 from backends.exact.memory import MemoryStore
 from backends.vector.flat import FlatStore
 from models.errors import StoreFull
-from service.contents import Header, Read, Selection, Stores, cleared, exported, imported
+from service.caching.stored import StoredQuestion
+from service.caching.stored import read as stored_question
+from service.contents import Header, Read, Selection, Stores, cleared, counted, exported, imported
 from service.pipeline.exact_tier import decoded
 
 NOW = 1_000_000.0
@@ -45,6 +47,18 @@ QUESTION = {
     "expires_at": NOW + 60,
     "vector": vector(1, 0),
 }
+ALIAS = {
+    "kind": "alias",
+    "namespace": "default/everyone",
+    "key": "a",
+    "alias_of": "k",
+    "created_at": NOW - 10,
+    "expires_at": NOW + 60,
+    "similarity": 0.97,
+    "rule": "r",
+    "question": "q",
+}
+OF_ALIAS = QUESTION | {"entry": "a", "text": "why?", "alias_of": "k", "sketch": base64.b64encode(b"sketch").decode()}
 
 
 class NoEmbedder:
@@ -92,6 +106,10 @@ async def read(into: Stores, *lines: dict[str, Any] | str) -> Read:
         QUESTION | {"vector": vector(float("nan"), 1)},
         QUESTION | {"vector": vector(1, 0, 0)},
         QUESTION | {"expires_at": 1e300},
+        OF_ALIAS | {"sketch": "no base64"},
+        OF_ALIAS | {"sketch": "AAAA" * 10_000},
+        ALIAS | {"alias_of": ""},
+        ALIAS | {"similarity": "much"},
         json.dumps(ENTRY).replace('{"id": "1"}', "[" * 50_000 + "]" * 50_000),
     ],
 )
@@ -182,3 +200,35 @@ async def test_who_clears_hears_how_far_it_is(selection: Selection) -> None:
     gone = await cleared(there, selection, progress=told.append)
 
     assert told[-1] == gone == 2
+
+
+async def test_aliases_and_sketches_move_with_the_entry_they_belong_to() -> None:
+    here, there = stores(), stores()
+    told = await read(here, ENTRY | {"question": "q"}, ALIAS, QUESTION, OF_ALIAS)
+    out = io.BytesIO()
+    written = await exported(here, Selection(), out, header=Header(1, NOW, "e/1", 2), progress=lambda _: None)
+    await read(there, *(json.loads(line) for line in out.getvalue().splitlines()[1:]))
+
+    alias = decoded(await there.exact.get("default/everyone", "a") or b"")
+    near = await there.vectors.nearest("default/everyone/q", np.array([1, 0], np.float32), limit=9)  # type: ignore[union-attr]  # it is there
+
+    assert (told.entries, told.aliases, told.questions) == (written.entries, written.aliases, written.questions)
+    assert (told.entries, told.aliases, told.questions) == (1, 1, 2)
+    assert alias is not None
+    assert (alias.alias_of, alias.similarity, alias.rule, alias.question) == ("k", 0.97, "r", "q")
+    assert {one.entry_id: stored_question(one.payload) for one in near} == {
+        "k": StoredQuestion("how?"),
+        "a": StoredQuestion("why?", b"sketch", "k"),
+    }
+
+
+async def test_aliases_are_cleared_by_age_and_counted_by_nobody() -> None:
+    there = stores()
+    await read(there, ENTRY, ALIAS)
+    old = Selection(written_before=NOW)
+
+    counts = await counted(there, old)
+    gone = await cleared(there, old)
+
+    assert (counts, gone) == ({"default": 1}, 1)
+    assert not await there.exact.sizes()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from backends.embedding.batching import Batches, OneThread, SharedEmbeddings, Vector, unit
+from backends.embedding.batching import Batches, Memory, OneThread, SharedEmbeddings, Vector, unit
 from models.errors import BackendError, TextRefused
 
 
@@ -34,7 +34,8 @@ def row(text: str) -> Vector:
 def shared(
     begin: Callable[[str], asyncio.Future[Vector]], *, waiting: int = 10, remembered: int = 0
 ) -> SharedEmbeddings:
-    return SharedEmbeddings(begin, waiting=waiting, remembered=remembered)
+    memory = Memory(texts=remembered, size=10_000) if remembered else None
+    return SharedEmbeddings(begin, waiting=waiting, memory=memory)
 
 
 async def asked(embeddings: SharedEmbeddings, *texts: str) -> asyncio.Task[list[Vector]]:

@@ -1,7 +1,6 @@
 """What a request gets that joined another's call, or leads one: the whole path, from its body to its answer."""
 
 import asyncio
-import pathlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 
 from backends.exact.memory import MemoryStore
 from backends.keyring.memory import MemoryKeyring
-from backends.tuning.files import TuningFiles
 from backends.upstream.base import Call, ChunkStream, Passage, Passed, Reply
 from guardrails.placeholders import Placeholders
 from models.completion import Chunk
@@ -23,12 +21,11 @@ from service.caching.single_flight import Flight, Flights
 from service.context import Directives, Endpoint, Limits
 from service.pipeline.exact_tier import ExactTier
 from service.pipeline.gateway import Gateway
-from service.pipeline.outcomes import Outcomes
 from service.pipeline.screen import Screens
-from service.pipeline.tuning import Tuning
 from service.routing.aliases import Aliases, Target, route
 from service.routing.balance import Standing
 from service.telemetry.metrics import Metrics
+from tests.support.outcomes import forgotten
 
 Json = dict[str, Any]
 BROKEN = UpstreamError("broken", answered=500)
@@ -131,9 +128,6 @@ class Answered:
         return str(msgspec.json.decode(self.body)["choices"][0]["message"]["content"])
 
 
-async def nothing_to_retune() -> None: ...
-
-
 class Path:
     """A gateway in front of `upstreams`: the first is the target of `m`, the others its fallbacks."""
 
@@ -157,14 +151,7 @@ class Path:
             screens=Screens({}, placeholders=Placeholders(b"s" * 32), metrics=self.metrics),
             flights=Flights(),
             leads=None,
-            outcomes=Outcomes(
-                exact,
-                Tuning(TuningFiles(path=pathlib.Path("no-endpoint-is-tuned"))),
-                recorder=None,
-                secret=b"s" * 32,
-                retune=nothing_to_retune,
-                metrics=self.metrics,
-            ),
+            outcomes=forgotten(exact, self.metrics),
             limits=Limits(max_body=1_000_000, body_timeout=1.0),
             metrics=self.metrics,
             recorder=None,

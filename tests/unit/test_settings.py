@@ -577,7 +577,6 @@ def test_what_is_left_out_of_a_file_of_rules_is_a_warning(loaded: Loading, tmp_p
 @pytest.mark.parametrize(
     ("text", "path"),
     [
-        ("cache: {embedder: {kind: sentence-transformers}}", "cache.embedder.kind"),
         ("upstreams: [{name: a, provider: bedrock}]", "upstreams.0.provider"),
     ],
 )

@@ -19,8 +19,9 @@ def two_trees() -> Trees:
     value = np.zeros((2, LEAVES))
     value[0, :3] = -2.0, 2.0, -1.0
     return Trees(
-        feature, threshold, mask, value, 0.0, "some-embedder", "by-hand", {0.01: 0.6, 0.05: 0.4}, (0.8,) * 10 + (0.3,)
-    )
+        feature, threshold, mask, value, 0.0, "some-embedder", "by-hand", {0.01: 0.6, 0.05: 0.4},
+        {0.01: (0.95,) * 10 + (0.5,), 0.05: (0.8,) * 10 + (0.3,)},
+    )  # fmt: skip
 
 
 def sigmoid(score: float) -> float:
@@ -36,6 +37,16 @@ def test_a_row_falls_into_its_leaf(cosine: float, numbers: int, score: float) ->
     row[0, NAMES.index("cosine")], row[0, NAMES.index("numbers_most")] = cosine, numbers
 
     assert Verifier(two_trees()).judge(row)[0] == pytest.approx(sigmoid(score))
+
+
+def test_the_cosine_counts_beside_the_trees() -> None:
+    row = np.zeros((1, len(NAMES)))
+    row[0, NAMES.index("cosine")] = 0.95
+
+    verifier = Verifier(two_trees()._replace(cosine=4.0, bias=-1.0))
+
+    assert verifier.scores(row)[0] == pytest.approx(2.0 + 0.95 * 4.0 - 1.0)
+    assert verifier.judge(row)[0] == pytest.approx(sigmoid(4.8))
 
 
 def test_a_pair_is_judged_the_same_in_any_company() -> None:
@@ -64,6 +75,19 @@ def test_a_candidate_far_below_any_cut_is_not_looked_at() -> None:
     assert verifier.probabilities(asked, [other, other], [0.79, 0.8]) == [0.0, pytest.approx(sigmoid(-2.0))]
 
 
+@pytest.mark.parametrize(
+    ("share", "looked_at"),
+    [(0.01, [0.5]), (0.002, [0.5]), (0.02, [0.3, 0.5]), (0.05, [0.3, 0.5]), (0.5, [0.2, 0.3, 0.5])],
+)
+def test_a_stricter_cut_looks_at_fewer_candidates(share: float, looked_at: list[float]) -> None:
+    verifier = Verifier(two_trees())
+    asked = prepare("How do I sort a list?")
+
+    found = verifier.probabilities(asked, [asked] * 3, [0.2, 0.3, 0.5], share=share)
+
+    assert [cosine for cosine, p in zip([0.2, 0.3, 0.5], found, strict=True) if p] == looked_at
+
+
 def test_two_texts_without_words_are_nothing_to_judge() -> None:
     verifier = Verifier(two_trees())
 
@@ -79,12 +103,12 @@ def test_what_was_not_read_of_a_long_text_must_be_the_same() -> None:
 
 
 def test_trees_survive_the_file_and_the_file_is_the_same_twice() -> None:
-    trees = two_trees()
+    trees = two_trees()._replace(cosine=3.5)
 
     again = read(dump(trees), revision="some-embedder")
 
     assert dump(trees) == dump(again)
-    assert again.cuts == trees.cuts
+    assert (again.cuts, again.floors, again.cosine) == (trees.cuts, trees.floors, trees.cosine)
     assert (again.threshold == trees.threshold).all()
 
 
@@ -132,6 +156,7 @@ def test_the_cut_of_a_limit_between_two_known_ones_is_the_stricter() -> None:
         ("How do I get from Oslo to Bergen?", "How do I get from Bergen to Oslo?", 0.99),
         ("Can I return it within 14 days?", "Can I return it within 30 days?", 0.97),
         ("Is it rude to whistle in Peru?", "Is it rude not to whistle in Peru?", 0.96),
+        ("Can I sing in Welsh?", "Can you please sing in Welsh?", 0.95),
     ],
 )
 def test_a_trap_stays_below_the_shipped_cut(asked: str, stored: str, cosine: float) -> None:

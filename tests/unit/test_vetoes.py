@@ -76,3 +76,21 @@ def test_a_hostile_text_takes_no_time(piece: str) -> None:
     veto(text, text[1:])
 
     assert time.process_time() - started < 0.2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "vetoed"),
+    [
+        ("Is 5 > 3 true?", "Is 5 < 3 true?", True),
+        ("What does == do in JavaScript?", "What does === do in JavaScript?", True),
+        ("return a + b", "return a - b", True),
+        ("SELECT * FROM t WHERE id=1", "SELECT * FROM t WHERE id!=1", True),
+        ("if (a && b)", "if (a || b)", True),
+        ("shipping - how long does it take?", "shipping, how long does it take?", False),
+        ("Q & A session", "Q and A session", False),
+        ("Wow! How do I pay?", "How do I pay?", False),
+        ("a < b", "a < b", False),
+    ],
+)
+def test_other_operators_make_another_question(one: str, other: str, vetoed: bool) -> None:
+    assert (veto(one, other) is not None) is vetoed

@@ -1,0 +1,1 @@
+"""`keepgate tune`: from labels to an endpoint's certificate."""
