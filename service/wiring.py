@@ -161,6 +161,7 @@ class Runtime:
         self._wanted: EmbedderSettings | None = None  # the same, or what is moved to
         self._loading: asyncio.Task[None] | None = None
         self._moving: asyncio.Task[None] | None = None
+        self._one_move = asyncio.Lock()
         self._reembedding: Reembedding | None = None
         self._embedders: list[Embedder] = []  # open
         self._vectors: dict[Made, VectorStore] = {}  # open
@@ -416,7 +417,7 @@ class Runtime:
         left = await asyncio.to_thread(left_behind, file, serving)
         await asyncio.to_thread(note, file, serving, left)
         if left:  # the embedder was changed while nobody served, or a move was cut short
-            self._moving = self._spawn(self._move(settings, None))
+            self._moving = self._spawn(self._move(settings))
 
     def _semantic(self, settings: Settings) -> SemanticTier:
         embedder = make_embedder(settings)
@@ -459,31 +460,36 @@ class Runtime:
         """Begins to move to the embedder that `settings` name, unless it serves or is moved to already."""
         if self.semantic is not None and settings.cache.embedder != self._wanted:
             self._wanted = settings.cache.embedder
-            self._moving = self._spawn(self._move(settings, self._moving))
+            if self._moving is not None:
+                self._moving.cancel()
+            self._moving = self._spawn(self._move(settings))
+            self._moving.add_done_callback(self._moved)
 
-    async def _move(self, settings: Settings, before: asyncio.Task[None] | None) -> None:
+    def _moved(self, move: asyncio.Task[None]) -> None:
+        if move is self._moving and not move.cancelled() and move.exception() is not None:
+            self._wanted = self._embedder  # the next reload tries again
+
+    async def _move(self, settings: Settings) -> None:
         """Until all that is stored is found under the embedder of `settings`, and that one serves. What fails is tried
-        again, and `before` ends."""
-        if before is not None:
-            before.cancel()
-            await asyncio.wait([before])
-        tier = self.semantic
-        if tier is None:
-            return
-        attempts = Attempts(self.metrics)
-        try:
-            if settings.cache.embedder == self._embedder:
-                embedder = tier.embedder
-            else:
-                embedder = await attempts.until_it_works(lambda: asyncio.to_thread(make_embedder, settings))
-                self._embedders.append(embedder)
-                self._held.append(embedder)
-            await self._move_to(embedder, tier, settings, attempts)
-        finally:
-            self._reembedding = None
-            self._held.clear()
-            self.metrics.degraded.set(("reembedding",), 0)
-            self._spawn(self._close_unused())
+        again."""
+        async with self._one_move:  # one that was given up has to leave first
+            tier = self.semantic
+            if tier is None:
+                return
+            attempts = Attempts(self.metrics)
+            try:
+                if settings.cache.embedder == self._embedder:
+                    embedder = tier.embedder
+                else:
+                    embedder = await attempts.until_it_works(lambda: asyncio.to_thread(make_embedder, settings))
+                    self._embedders.append(embedder)
+                    self._held.append(embedder)
+                await self._move_to(embedder, tier, settings, attempts)
+            finally:
+                self._reembedding = None
+                self._held.clear()
+                self.metrics.degraded.set(("reembedding",), 0)
+                self._spawn(self._close_unused())
 
     async def _move_to(self, embedder: Embedder, tier: SemanticTier, settings: Settings, attempts: Attempts) -> None:
         wanted, serving = _made_by(embedder), _made_by(tier.embedder)

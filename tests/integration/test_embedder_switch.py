@@ -247,3 +247,25 @@ def test_an_embedder_that_is_none_leaves_the_old_one_at_work(tmp_path: Path, moc
         found = in_other_words(gateway, PAIRS[0], model)
 
     assert found.headers["x-keepgate-cache"] == "semantic"
+
+
+def test_who_changes_their_mind_again_and_again_ends_with_what_was_said_last(
+    tmp_path: Path, mock: Mock, model: str
+) -> None:
+    onnx, static = (with_embedder(tmp_path, mock, embedder) for embedder in (ONNX, STATIC))
+    with running_gateway(tmp_path, onnx) as gateway:
+        answers = {topic: keep(gateway, topic, model) for topic in PAIRS[:6]}
+        for topic in answers:
+            found_in_other_words(gateway, topic, model)
+
+        for number, config in enumerate([static, onnx, static, onnx, static], 1):
+            switch(gateway, config)
+            eventually(lambda: gateway.log().count("the configuration was read again") == number, every=0)  # noqa: B023
+        eventually(lambda: reembedding(gateway) is None)
+        judged_by = gateway.admin("GET", "/status").json()["verifier"]
+        found = {topic: text_of(in_other_words(gateway, topic, model)) for topic in answers}
+        log = gateway.log()
+
+    assert "/static/" in judged_by
+    assert found == answers
+    assert "Traceback" not in log
