@@ -487,7 +487,7 @@ class Runtime:
                 await self._move_to(embedder, tier, settings, attempts)
             finally:
                 self._reembedding = None
-                self._held.clear()
+                self._held = []
                 self.metrics.degraded.set(("reembedding",), 0)
                 self._spawn(self._close_unused())
 
@@ -564,23 +564,31 @@ class Runtime:
                 await move.settle()
 
     async def _opened(self, settings: Settings, made: Made) -> VectorStore:
+        # A move that is given up meanwhile does not interrupt the thread: what it opens must not be lost sight of.
+        opening = asyncio.get_running_loop().create_task(self._open_vectors(settings, made, self._held))
+        self._background.add(opening)
+        opening.add_done_callback(self._background.discard)
+        opening.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(opening)
+        return self._vectors[made]
+
+    async def _open_vectors(self, settings: Settings, made: Made, held: list[Embedder | VectorStore]) -> None:
         async with self._opening:
             if made not in self._vectors:
                 self._vectors[made] = await asyncio.to_thread(
                     open_vector_store, settings, dimensions=made.dimensions, revision=made.revision
                 )
-            self._held.append(self._vectors[made])
-            return self._vectors[made]
+            held.append(self._vectors[made])
 
     async def _close_unused(self) -> None:
         """Closes the embedders and the vectors that no request and no move needs any more."""
         async with self._opening:
             for embedder in [embedder for embedder in self._embedders if not self._is_used(embedder)]:
                 self._embedders.remove(embedder)
-                await embedder.close()
+                await _closed(embedder)
             for made, vectors in list(self._vectors.items()):
                 if not self._is_used(vectors):
-                    await vectors.close()
+                    await _closed(vectors)
                     del self._vectors[made]
 
     def _is_used(self, part: Embedder | VectorStore) -> bool:
@@ -759,6 +767,13 @@ def open_exact_store(settings: Settings) -> ExactStore:
         options["path"] = storage(settings) / "exact"
     store: ExactStore = registry.create("exact", chosen.store, **options)
     return store
+
+
+async def _closed(part: Embedder | VectorStore) -> None:
+    try:
+        await part.close()
+    except BackendError as error:
+        log.warning("what is not used any more could not be closed in order: %s", error)
 
 
 def _made_by(embedder: Embedder) -> Made:

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,15 @@ def found_in_other_words(gateway: Gateway, topic: str, model: str) -> httpx.Resp
     """The same, as soon as the cache has something."""
     found = eventually(lambda: answer if (answer := in_other_words(gateway, topic, model)).status_code == 200 else None)
     assert found is not None
+    return found
+
+
+def open_files(gateway: Gateway) -> set[Path]:
+    """Of a gateway of one worker."""
+    found = set()
+    for link in Path(f"/proc/{gateway.server.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(link.readlink())
     return found
 
 
@@ -247,6 +257,37 @@ def test_an_embedder_that_is_none_leaves_the_old_one_at_work(tmp_path: Path, moc
         found = in_other_words(gateway, PAIRS[0], model)
 
     assert found.headers["x-keepgate-cache"] == "semantic"
+
+
+def test_a_stream_that_began_before_ends_in_order_and_is_found_after(tmp_path: Path, mock: Mock, model: str) -> None:
+    onnx, static = (with_embedder(tmp_path, mock, embedder) for embedder in (ONNX, STATIC))
+    with running_gateway(tmp_path, onnx) as gateway:
+        keep(gateway, PAIRS[0], model)
+        found_in_other_words(gateway, PAIRS[0], model)
+        files = open_files(gateway)
+        old = {file.parent for file in files if file.parent.parent.name == "vectors"}
+        mock.behaves(tokens=30, chunk_delay=100)
+        body = question(asked(PAIRS[1]), model=model, stream=True)
+        with gateway.client.stream(
+            "POST", "/v1/chat/completions", json=body, headers={"Cache-Control": "no-cache"}
+        ) as it:
+            events = it.iter_lines()
+            first = next(events)
+            switched(gateway, static)
+            during = {file.parent for file in open_files(gateway)}
+            rest = [event for event in events if event]
+        mock.reset()
+        # Nearer than the other one, which is near enough as well.
+        eventually(lambda: asked(PAIRS[1]) in text_of(found_in_other_words(gateway, PAIRS[1], model)))
+        eventually(lambda: not old & {file.parent for file in open_files(gateway)})
+        still = in_other_words(gateway, PAIRS[0], model)
+
+    assert first.startswith("data: ")
+    assert len(rest) > 5
+    assert rest[-1] == "data: [DONE]"
+    assert old
+    assert old <= during  # while somebody uses them
+    assert still.headers["x-keepgate-cache"] == "semantic"
 
 
 def test_who_changes_their_mind_again_and_again_ends_with_what_was_said_last(
