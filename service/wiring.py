@@ -553,6 +553,7 @@ class Runtime:
             await asyncio.sleep(1.0)
             await self._settled(move)
         await self._settled(move)
+        self._retired = [gateway for gateway in self._retired if gateway.users]  # or a whole model stays in memory
         for component in ("embedder", "vector"):  # what the old ones' last requests met; the new ones say it again
             self.metrics.degraded.set((component,), 0)
         await self._close_unused()
