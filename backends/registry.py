@@ -40,6 +40,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "demo": "backends.upstream.demo:DemoUpstream",
         **dict.fromkeys(PROVIDERS, "backends.upstream.providers:upstream"),
     },
+    "judging": {
+        "onnx": "backends.judging.onnx:OnnxJudge",
+        "judge": "backends.judging.language_model:LanguageModelJudge",
+    },
     "lease": {
         "memory": "backends.lease.memory:MemoryLeases",
         "redis": "backends.lease.redis:RedisLeases",

@@ -159,7 +159,7 @@ def looked(pairs: list[Labelled], folder: Path) -> Rows:
                 known[text] = prepare(text)
         one, other = known[pair.a], known[pair.b]
         x[place] = features(one, other, float(cosines[place]))
-        apart.append(tuple(one.weights.keys() ^ other.weights.keys()))
+        apart.append(tuple(sorted(one.weights.keys() ^ other.weights.keys())))
     print(f"{len(pairs)} pairs looked at in {time.perf_counter() - started:.0f} s", file=sys.stderr)
     return Rows(pairs, x, np.array([pair.label for pair in pairs], np.int64), apart)
 

@@ -411,6 +411,15 @@ class RoutingSettings(_Section):
     attempts: Annotated[Integer, Field(ge=1, le=100)] | None = None
 
 
+class SecondOpinionSettings(_Section):
+    """`onnx` is a cross-encoder in the folder `path`, `judge` the language model `upstream/model`."""
+
+    kind: Literal["onnx", "judge"]
+    path: File | None = None
+    model: Text | None = None
+    deadline: Period = 0.05
+
+
 class EndpointCacheSettings(_Section):
     """`replay_rate` is in tokens a second; `scope` None is `key` where the caller has one, else `endpoint`.
     `audit_rate` None is 0.01 where a limit is set, else 0."""
@@ -420,6 +429,7 @@ class EndpointCacheSettings(_Section):
     max_wrong_hit_rate: Annotated[Number, Field(gt=0, lt=1)] | None = None
     audit_rate: Share | None = None
     lookups: Literal["off", "numbers", "texts"] = "numbers"
+    second_opinion: SecondOpinionSettings | None = None
     ttl: Period = 3600.0
     ttl_jitter: Annotated[Number, Field(ge=0, le=0.5)] = 0.1
     stale_while_revalidate: Duration = 0.0
@@ -607,6 +617,10 @@ def _contradictions(
     for at, endpoint in enumerate(settings.endpoints):
         if endpoint.cache.model_fields_set >= {"threshold", "max_wrong_hit_rate"}:
             yield f"endpoints.{at}.cache.max_wrong_hit_rate", "cannot be combined with threshold: set one of the two"
+        if endpoint.cache.second_opinion is not None:
+            where = f"endpoints.{at}.cache.second_opinion"
+            unknown = None if "upstreams" in doubtful else {upstream.name: upstream for upstream in settings.upstreams}
+            yield from _opinion_contradictions(where, endpoint.cache.second_opinion, unknown)
         for position, name in enumerate(endpoint.guardrails or ()):
             if name not in policies and "guardrails" not in doubtful:
                 yield f"endpoints.{at}.guardrails.{position}", f"no policy is named {name!r}{_nearest(name, policies)}"
@@ -666,6 +680,26 @@ def _is_folder(model: str) -> bool:
 
 def _is_graph(file: str) -> bool:
     return file.endswith(".onnx") and not file.startswith("/") and ".." not in file.split("/")
+
+
+def _opinion_contradictions(
+    path: str, opinion: SecondOpinionSettings, upstreams: Mapping[str, UpstreamSettings] | None
+) -> Iterator[tuple[str, str]]:
+    """`upstreams` None: they are not known."""
+    wanted, foreign = ("path", "model") if opinion.kind == "onnx" else ("model", "path")
+    if getattr(opinion, wanted) is None:
+        yield f"{path}.{wanted}", f"is required with kind {opinion.kind}"
+    if getattr(opinion, foreign) is not None:
+        yield f"{path}.{foreign}", f"does not belong to kind {opinion.kind}"
+    if opinion.kind == "onnx" or opinion.model is None:
+        return
+    name, _, model = opinion.model.partition("/")
+    if not name or not model:
+        yield f"{path}.model", "must be upstream/model"
+    elif upstreams is not None and name not in upstreams:
+        yield f"{path}.model", f"no upstream is named {name!r}{_nearest(name, list(upstreams))}"
+    elif upstreams is not None and upstreams[name].auth == "passthrough":
+        yield f"{path}.model", f"{name} takes each caller's own credential, and a judge has none"
 
 
 def _redis_contradictions(redis: RedisSettings) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 from operator import attrgetter
@@ -25,6 +25,7 @@ from backends import registry
 from backends.embedding.base import Embedder
 from backends.embedding.remembering import RememberingEmbedder
 from backends.exact.base import ExactStore
+from backends.judging.base import ANSWER_TOKENS, Judge
 from backends.keyring.base import Keyring
 from backends.lease.base import Leases
 from backends.redis_address import RedisAddress
@@ -39,8 +40,11 @@ from service.caching.eligibility import SWITCHABLE
 from service.caching.lookups import LOG
 from service.caching.passages import TemplateError, template
 from service.caching.rule import rule
+from service.caching.second_opinion import DEFAULT
+from service.caching.second_opinion import read as read_weights
 from service.caching.single_flight import Flights
 from service.caching.tuned import Override
+from service.caching.verifier import Verifier
 from service.caching.verifier import load as load_verifier
 from service.context import Directives, Endpoint, Limits
 from service.pipeline.exact_tier import ExactTier
@@ -50,6 +54,7 @@ from service.pipeline.lead import Leads
 from service.pipeline.outcomes import Outcomes
 from service.pipeline.reembedding import Attempts, Both, Made, Reembedding, left_behind, note
 from service.pipeline.screen import Screens
+from service.pipeline.second_opinion import SecondOpinion, asking
 from service.pipeline.semantic_tier import SemanticTier
 from service.pipeline.tuning import Known, Tuning
 from service.policies import policies
@@ -63,6 +68,7 @@ from service.settings import (
     QdrantSettings,
     RedisSettings,
     RoutingSettings,
+    SecondOpinionSettings,
     Settings,
     UpstreamSettings,
     is_loopback,
@@ -151,6 +157,7 @@ class Runtime:
         self._retired: list[Gateway] = []  # of earlier configurations, while somebody still uses them
         self._recorder: Recorder | None = None
         self._lookups: Recorder | None = None
+        self._opinions: dict[tuple[SecondOpinionSettings, str], SecondOpinion] = {}
         self._leases: Leases | None = None
         self._leads: Leads | None = None
         self._alone = False  # its secret is not the one that others have
@@ -197,12 +204,38 @@ class Runtime:
             self.metrics.records_dropped.follow(lambda: self._recorder.dropped if self._recorder else 0)
         self._keep_lookups(settings)
         check(settings)
+        await self._hear_others(settings, self.semantic)
         applied = await asyncio.to_thread(policies, settings, home)
         self.state = self._compiled(settings, applied, {}, {}, await self._known(settings))
         if chosen.store in _SHARED and settings.storage.secret is None:
             self._spawn(self._stay_agreed(settings))
         self._spawn(self._look_after())
         await self.group.start()
+
+    async def _hear_others(self, settings: Settings, tier: SemanticTier | None) -> None:
+        """Endpoints that ask for the same second opinion share it, also over reloads."""
+        if tier is None:
+            return
+        verifier = tier.verifier
+        trained = "" if verifier is None else verifier.revision  # how much a judge counts is measured beside one
+        said = {e.name: e.cache.second_opinion for e in settings.endpoints}
+        asked = {name: (wanted, trained) for name, wanted in said.items() if wanted is not None}
+        for wanted in set(asked.values()) - self._opinions.keys():
+            opinion = await asyncio.to_thread(self._second_opinion, wanted[0], verifier)
+            self._opinions[wanted] = opinion
+            self._spawn(opinion.load())
+        tier.opinions = {name: self._opinions[wanted] for name, wanted in asked.items()}
+
+    def _second_opinion(self, wanted: SecondOpinionSettings, verifier: Verifier | None) -> SecondOpinion:
+        name, _, model = (wanted.model or "").partition("/")
+
+        async def ask(messages: Sequence[Mapping[str, str]]) -> str:
+            upstream = self.state.gateway.upstreams.get(name)  # a reload may have made it anew
+            if upstream is None:
+                raise BackendError(f"the judge's upstream {name} is no longer configured")
+            return await asking(upstream, model, tokens=ANSWER_TOKENS)(messages)
+
+        return make_second_opinion(wanted, verifier=verifier, ask=ask, metrics=self.metrics)
 
     def _keep_lookups(self, settings: Settings) -> None:
         kept = any(e.cache.mode in _SEMANTIC and e.cache.lookups != "off" for e in settings.endpoints)
@@ -238,6 +271,7 @@ class Runtime:
         if self.semantic is None and semantic_somewhere(settings):
             await self._open_semantic(settings)
         self._keep_lookups(settings)
+        await self._hear_others(settings, self.semantic)
         same = {s.name: old.gateway.upstreams[s.name] for s in old.settings.upstreams if s in settings.upstreams}
         applied = await asyncio.to_thread(policies, settings, storage(settings))
         standings = {name: old.gateway.standings[name] for name in same}
@@ -323,14 +357,6 @@ class Runtime:
         finally:
             self._counting = None
 
-    async def override(self, endpoint: str, override: Override) -> None:
-        """Puts it into effect, here at once and for all who share the storage within seconds, and after a restart.
-
-        Raises `BackendError` where it cannot be kept; then nothing changes.
-        """
-        await asyncio.to_thread(self.tuning.override, endpoint, override)
-        await self.retune()
-
     async def retune(self) -> None:
         """Puts into effect what `tuning` knows by now."""
         async with self._reloading:
@@ -360,6 +386,7 @@ class Runtime:
                 embedder=embedder,
                 tuned=known[name].tuned,
                 watch=known[name].watch,
+                opinion=self.semantic.opinions[name].revision if name in self.semantic.opinions else "",
             )
             for name, (endpoint, _) in endpoints.items()
         }
@@ -398,6 +425,7 @@ class Runtime:
         if self.semantic is not None:
             closing += [embedder.close for embedder in self._embedders]
             closing += [vectors.close for vectors in self._vectors.values()]
+        closing += [opinion.close for opinion in self._opinions.values()]
         for close in reversed(closing):
             try:
                 await close()
@@ -539,6 +567,7 @@ class Runtime:
             old, before = self.state, self.semantic
             applied = await asyncio.to_thread(policies, old.settings, storage(old.settings))
             known = await self._known(old.settings)
+            await self._hear_others(old.settings, tier)
             self.semantic, self._embedder = tier, settings.cache.embedder
             self.state = self._compiled(old.settings, applied, old.gateway.upstreams, old.gateway.standings, known)
             self._retired.append(old.gateway)
@@ -779,6 +808,31 @@ async def _closed(part: Embedder | VectorStore) -> None:
 
 def _made_by(embedder: Embedder) -> Made:
     return Made(embedder.revision, embedder.dimensions)
+
+
+def make_second_opinion(
+    wanted: SecondOpinionSettings,
+    *,
+    verifier: Verifier | None,
+    ask: Callable[[Sequence[Mapping[str, str]]], Awaitable[str]],
+    metrics: Metrics,
+) -> SecondOpinion:
+    """`ask` is for a language model. Reads a folder's files: call it in a thread. Raises `ConfigError`."""
+    weights, path = DEFAULT, wanted.path or Path()
+    judge: Judge
+    if wanted.kind == "judge":
+        judge = registry.create("judging", "judge", ask=ask, model=wanted.model)
+        return SecondOpinion(judge, deadline=wanted.deadline, metrics=metrics)
+    judge = registry.create("judging", "onnx", path=path)
+    try:
+        content = (path / "second_opinion.json").read_bytes()
+        trained = "" if verifier is None else verifier.revision
+        weights = read_weights(content, judge=judge.revision, verifier=trained)
+    except FileNotFoundError:
+        log.info("the second opinion of %s was not measured: the default weights hold", path)
+    except (OSError, ConfigError) as error:
+        log.warning("the default weights hold for the second opinion of %s: %s", path, error)
+    return SecondOpinion(judge, weights=weights, deadline=wanted.deadline, metrics=metrics)
 
 
 def make_embedder(settings: Settings) -> Embedder:

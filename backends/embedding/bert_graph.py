@@ -30,7 +30,7 @@ def graph(weights: Weights, *, window: int, quantized: bool) -> bytes:
     matrices are int8 with a scale for each output channel, the table of words
     int8 with a scale for each word, and activations uint8 with one scale a run.
     """
-    drawing = _Drawing(weights, window=window, quantized=quantized)
+    drawing = Drawing(weights, window=window, quantized=quantized)
     states = drawing.embeddings("input_ids")
     for layer in range(_LAYERS):
         states = drawing.layer(f"encoder.layer.{layer}", states)
@@ -39,7 +39,7 @@ def graph(weights: Weights, *, window: int, quantized: bool) -> bytes:
 
 
 @dataclass
-class _Drawing:
+class Drawing:
     """Nodes and constants of the graph, in the order of BERT's forward pass (Devlin et al. 2019)."""
 
     weights: Weights
@@ -58,6 +58,10 @@ class _Drawing:
         return outputs[0]
 
     def embeddings(self, ids: str) -> str:
+        return self.norm("embeddings.LayerNorm", self.words(ids))
+
+    def words(self, ids: str) -> str:
+        """Words and positions, every token of the first segment."""
         table = self.weights["embeddings.word_embeddings.weight"]
         if self.quantized:
             scales = np.abs(table).max(axis=1, keepdims=True) / np.float32(127)
@@ -67,13 +71,13 @@ class _Drawing:
             words = self.node("Mul", [steps, scale], "word_states")
         else:
             words = self.node("Gather", [self.constant("words", table), ids], "word_states")
-        # Every token is of the first segment, so the segment's row is part of the position's.
+        # The first segment's row is part of the position's.
         positions = self.weights["embeddings.position_embeddings.weight"][: self.window]
         positions = positions + self.weights["embeddings.token_type_embeddings.weight"][0]
         count = self.node("Shape", [ids], "tokens", start=1, end=2)
         begin = self.constant("begin", np.array([0]))
         placed = self.node("Slice", [self.constant("positions", positions), begin, count], "position_states")
-        return self.norm("embeddings.LayerNorm", self.node("Add", [words, placed], "embedded"))
+        return self.node("Add", [words, placed], "embedded")
 
     def layer(self, prefix: str, states: str) -> str:
         mixed = self.attention(f"{prefix}.attention", states)

@@ -1,16 +1,5 @@
-"""ONNX Runtime, imported the only way it may be: without its telemetry.
+"""ONNX Runtime without its telemetry, as embedders ask for it."""
 
-Its wheels carry Microsoft's telemetry, on by default: the import alone leaves
-an identifier of the machine and a database in the user's cache folder, and a
-thread sends them home. The variable counts only if it is set before the
-import; one that the user has set stays as it is.
-"""
-
-import os
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-import onnxruntime  # after the variable, as said above
-from onnxruntime.capi import onnxruntime_pybind11_state as errors
+from backends.onnx_runtime import errors, onnxruntime
 
 __all__ = ["errors", "onnxruntime"]

@@ -55,22 +55,32 @@ def rule(
     embedder: str,
     tuned: Tuned | None = None,
     watch: Watch | None = None,
+    opinion: str = "",
 ) -> Rule:
-    """The rule for an endpoint with this threshold or limit. `watch` is what became of the certified cut since."""
+    """The rule for an endpoint with this threshold or limit. `watch` is what became of the certified cut since,
+    `opinion` the revision of a second opinion on the verifier's chances."""
+    trained = judged_by(verifier, opinion)
     if threshold is not None:
         found = Rule("cosine", threshold)
     elif limit is None:
         found = Rule("cosine", THRESHOLD) if verifier is None else Rule("verifier", verifier.cut(SHIPPED))
     else:
-        found = _limited(limit, verifier, embedder, tuned, watch)
-    trained = "" if verifier is None else verifier.revision
+        found = _limited(limit, verifier, embedder, trained, tuned, watch)
     found = msgspec.structs.replace(found, embedder=embedder, verifier=trained)
     named = repr(msgspec.structs.astuple(found)).encode()
     return msgspec.structs.replace(found, revision=blake2b(named, digest_size=8).hexdigest())
 
 
-def _limited(limit: float, verifier: Verifier | None, embedder: str, tuned: Tuned | None, watch: Watch | None) -> Rule:
-    trained = "" if verifier is None else verifier.revision
+def judged_by(verifier: Verifier | None, opinion: str = "") -> str:
+    """What a certificate is for, beside the embedder: the verifier's revision, and that of a second opinion."""
+    if verifier is None:
+        return ""
+    return f"{verifier.revision}+{opinion}" if opinion else verifier.revision
+
+
+def _limited(
+    limit: float, verifier: Verifier | None, embedder: str, trained: str, tuned: Tuned | None, watch: Watch | None
+) -> Rule:
     why = "not certified" if tuned is None else refusal(tuned, embedder=embedder, verifier=trained, limit=limit)
     if tuned is not None and tuned.certificate is not None and not why:
         certified = tuned.certificate.cut

@@ -74,7 +74,7 @@ def identify(
         key = _found(keyring, secret)
         if key is None or key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
             raise AccessError("this key is unknown, expired or revoked; make one with: keepgate keys create")
-        return Caller(partition=_partition(key, scope), key=key, credential=foreign)
+        return Caller(partition=partition_of(key, scope), key=key, credential=foreign)
     if required:
         raise AccessError(
             "a Keepgate key is required: send it as Authorization: Bearer kg-...; make one with: keepgate keys create"
@@ -91,7 +91,7 @@ def _found(keyring: Keyring, secret: str) -> VirtualKey | None:
         raise GatewayError("keys cannot be checked now: the gateway's log has the cause") from error
 
 
-def _partition(key: VirtualKey, scope: Scope | None) -> str:
+def partition_of(key: VirtualKey, scope: Scope | None) -> str:
     if scope == "endpoint":
         return "everyone"
     if scope == "team" and key.team is not None:

@@ -96,8 +96,8 @@ class Gateway:
         self.metrics = metrics
         self.recorder = recorder
         self.users = 0  # requests and flights that began with this configuration and still need its upstreams
-        self._passthrough = passthrough
-        self._keys_required = keys_required
+        self.passthrough = passthrough
+        self.keys_required = keys_required
         self._secret = secret
         self._flights = flights
         self._outcomes = outcomes
@@ -112,7 +112,7 @@ class Gateway:
             endpoint,
             endpoints=self.endpoints,
             keyring=self.keyring,
-            keys_required=self._keys_required,
+            keys_required=self.keys_required,
             request_id=request_id,
             started=started,
         )
@@ -133,7 +133,7 @@ class Gateway:
                 raise NotCached("nothing in the cache may answer this request")
             return self._lead(request, context, route, choice, key=None, meaning=())
 
-        meaning = self._meaning(request, context, route, choice)
+        meaning = self.meaning_of(request, context, route, choice)
         if len(request.raw) > _LARGE:
             await asyncio.sleep(0)
         try:
@@ -276,7 +276,7 @@ class Gateway:
             request = screened.request
             flight.issued, flight.acted = screened.issued, context.acted
 
-            asking = None if key is None else await self._question(request, context, flight, meaning, original)
+            asking = None if key is None else await self.question_in(request, context, flight, meaning, original)
             found = Found()
             rule = Rule("cosine", 1.0) if self.semantic is None else self.semantic.rule(context)
             if asking is not None and self.semantic is not None and asked.lookup:
@@ -475,7 +475,7 @@ class Gateway:
         if meaning is not None and self.semantic is not None:
             screened = await self.screens.request(request, context, choice)
             request, flight.issued = screened.request, screened.issued
-        asking = None if meaning is None else await self._question(request, context, flight, meaning, original)
+        asking = None if meaning is None else await self.question_in(request, context, flight, meaning, original)
         context.detail = flight.detail
         if asking is not None and self.semantic is not None:
             found = await self.semantic.lookup(context, asking)
@@ -489,7 +489,7 @@ class Gateway:
                 context.detail, context.shadow = "shadow", found.similarity
         raise NotCached("no cached answer, and the request said only-if-cached")
 
-    async def _question(
+    async def question_in(
         self, request: Request, context: Context, flight: Flight, meaning: tuple[str, ...], original: Request
     ) -> Question | None:
         """What the semantic tier compares; None with the reason in the flight's `detail`. `original` is the request as
@@ -523,13 +523,13 @@ class Gateway:
         key, answer = turn_before
         return (parent(await self.exact.canonical(context, key), answer),)
 
-    def _meaning(self, request: Request, context: Context, route: Route, choice: Choice) -> tuple[str, ...]:
+    def meaning_of(self, request: Request, context: Context, route: Route, choice: Choice) -> tuple[str, ...]:
         meaning = (request.operation, route.identity, choice.revision, *context.meaning)
         if request.beyond:
             beyond = msgspec.json.encode([request.dialect, request.beyond], order="deterministic")
             meaning = (*meaning, beyond.decode())
         targets = (*route.targets, *route.fallbacks)
-        if self._passthrough and any(target.upstream in self._passthrough for target in targets):
+        if self.passthrough and any(target.upstream in self.passthrough for target in targets):
             return (*meaning, credential_mark(context.caller.credential, self._secret))
         return meaning
 

@@ -28,6 +28,7 @@ from service.caching.vetoes import conflict
 from service.context import Context
 from service.pipeline.exact_tier import ExactTier, fresh, namespace
 from service.pipeline.health import READING, WRITING, Health
+from service.pipeline.second_opinion import SecondOpinion
 from service.telemetry.metrics import Metrics
 
 _CANDIDATES = 10
@@ -94,6 +95,7 @@ class SemanticTier:
         self.embedder = embedder
         self.verifier = verifier
         self.rules: Mapping[str, Rule] = {}  # by endpoint; put here as they change
+        self.opinions: Mapping[str, SecondOpinion] = {}  # likewise, of those that ask for one
         self.vectors = vectors
         self._exact = exact
         self._deadline = deadline
@@ -138,7 +140,8 @@ class SemanticTier:
         try:
             where = self._namespace(context, question)
             found.vector, neighbors = await self._nearest(question.text, where, LOOKED_AT if noting else _CANDIDATES)
-            judged = judge(question.text, neighbors, rule, self.verifier, context.directives.threshold)
+            heard = await self._heard(context, question.text, neighbors, rule)
+            judged = judge(question.text, neighbors, rule, self.verifier, context.directives.threshold, heard)
             allowed = set(judged.allowed)
             found.rejected = next((near.similarity for at, near in enumerate(neighbors) if at not in allowed), None)
             await self._live(context, neighbors, judged, found)
@@ -164,6 +167,30 @@ class SemanticTier:
         self._metrics.cache_lookups.add((endpoint, "semantic", "hit" if hit else "miss"))
         self._metrics.cache_lookup_seconds.observe(("semantic",), time.perf_counter() - started)
         return found
+
+    async def _heard(
+        self, context: Context, text: str, neighbors: Sequence[Neighbor], rule: Rule
+    ) -> dict[int, float] | None:
+        """The verifier's chances by place, as a second opinion leaves them; None where there is none to ask."""
+        second = self.opinions.get(context.endpoint.name)
+        if second is None or self.verifier is None or rule.by == "cosine":
+            return None
+        asked, near = _prepared(text), neighbors[:_CANDIDATES]
+        stored = [read(one.payload).text for one in near]
+        known = [_prepared(one) for one in stored]
+        found = self.verifier.probabilities(asked, known, [one.similarity for one in near])
+        chances = [p if p and not conflict(asked, one) else None for p, one in zip(found, known, strict=True)]
+
+        def serves(place: int, chance: float) -> bool:
+            if rule.by == "verifier":
+                return chance >= rule.cut
+            return look_at(asked, neighbors, place, rule, self.verifier, {place: chance}).score >= rule.cut
+
+        if rule.by == "fit":
+            first = _first(asked, near)
+            chances = [p if place == first else None for place, p in enumerate(chances)]
+        heard = await second.weigh(text, stored, chances, serves)
+        return {at: p if said is None else said for at, (p, said) in enumerate(zip(found, heard, strict=True))}
 
     def rule(self, context: Context) -> Rule:
         found = self.rules.get(context.endpoint.name)
@@ -213,14 +240,14 @@ class SemanticTier:
         *,
         sketch: bytes = b"",
         alias_of: str = "",
-    ) -> None:
-        """Makes the entry findable by its question, or the one that it is an alias of. `vector` is the question's where
-        it was embedded before, `sketch` the answer's."""
+    ) -> bool:
+        """Makes the entry findable by its question, or the one that it is an alias of; whether it is now. `vector` is
+        the question's where it was embedded before, `sketch` the answer's."""
         if not self.loaded:
-            return
+            return False
         ttl = entry.expires_at + context.endpoint.stale - self._clock()
         if ttl <= 0:
-            return
+            return False
         asked, activity = self._embedding, READING
         try:
             if vector is None:
@@ -236,9 +263,11 @@ class SemanticTier:
                 await self.vectors.upsert(where, entry.entry_id, vector, kept, ttl=ttl)
             asked.works(activity)
         except TextRefused:
-            return
+            return False
         except (BackendError, TimeoutError) as error:
             asked.failed(activity, error)
+            return False
+        return True
 
     async def _live(self, context: Context, neighbors: Sequence[Neighbor], judged: Judged, found: Found) -> None:
         """Puts the first allowed one that is still there into `found`; one that is stale only if none is fresh."""
@@ -258,18 +287,26 @@ class SemanticTier:
         return f"{namespace(context)}/{question.namespace}"
 
 
-def judge(text: str, neighbors: Sequence[Neighbor], rule: Rule, verifier: Verifier | None, least: float) -> Judged:
-    """What the rule says of the nearest ten; none below the cosine `least` may answer."""
+def judge(
+    text: str,
+    neighbors: Sequence[Neighbor],
+    rule: Rule,
+    verifier: Verifier | None,
+    least: float,
+    chances: Mapping[int, float] | None = None,
+) -> Judged:
+    """What the rule says of the nearest ten; none below the cosine `least` may answer. `chances` by place stand in the
+    place of the verifier's."""
     asked = _prepared(text)
     near = neighbors[:_CANDIDATES]
-    judged = Judged()
+    judged = Judged(chances=dict(chances or {}))
     if rule.by == "cosine":
         _by_cosine(judged, asked, near, max(least, rule.cut))
     elif rule.by == "verifier" and verifier is not None:
         _by_chance(judged, asked, near, rule, verifier, least)
     judged.first = _first(asked, near)
     if rule.by == "fit" and judged.first is not None:
-        judged.look = look_at(asked, neighbors, judged.first, rule, verifier)
+        judged.look = look_at(asked, neighbors, judged.first, rule, verifier, judged.chances)
         if near[judged.first].similarity >= least and judged.look.score >= rule.cut:
             judged.allowed.append(judged.first)
         elif near[judged.first].similarity >= least and judged.look.score >= rule.shadow:
@@ -292,8 +329,10 @@ def _by_chance(
     judged: Judged, asked: Prepared, near: Sequence[Neighbor], rule: Rule, verifier: Verifier, least: float
 ) -> None:
     stored = [_prepared(read(one.payload).text) for one in near]
-    chances = verifier.probabilities(asked, stored, [one.similarity for one in near], share=rule.share)
-    judged.chances = dict(enumerate(chances))
+    if not judged.chances:
+        cosines = [one.similarity for one in near]
+        judged.chances = dict(enumerate(verifier.probabilities(asked, stored, cosines, share=rule.share)))
+    chances = [judged.chances[place] for place in range(len(near))]
     worth = min(rule.cut, rule.shadow)
     for chance, place in sorted((-chance, place) for place, chance in enumerate(chances) if chance >= worth):
         if near[place].similarity < least:

@@ -43,10 +43,6 @@ class Tuning:
             self._read(endpoint, WATCH, Watch),
         )
 
-    def override(self, endpoint: str, override: Override) -> None:
-        """Raises `BackendError`: then what was in effect stays so."""
-        self._store.write(endpoint, OVERRIDE, _kept(override))
-
     def change_override(self, endpoint: str, change: Callable[[Override], Override]) -> Override:
         """What `change` makes of the override that is there, put in its place; two who change it at once lose nothing.
         Raises `BackendError`: then what was in effect stays so."""

@@ -220,7 +220,7 @@ def _context(gateway: Gateway, name: str, key_id: str | None, ttl: float | None)
 
 def _caller(gateway: Gateway, key_id: str | None, scope: Scope | None) -> Caller:
     if key_id is None:
-        if gateway._keys_required and scope != "endpoint":  # noqa: SLF001  # to be public
+        if gateway.keys_required and scope != "endpoint":
             raise RequestError(
                 "keys are required, and entries of this endpoint are not everybody's: name a key, or set "
                 "cache.scope: endpoint",
@@ -229,7 +229,7 @@ def _caller(gateway: Gateway, key_id: str | None, scope: Scope | None) -> Caller
         return Caller(partition="everyone")
     for key in gateway.keyring.all():
         if key.key_id == key_id:
-            return Caller(partition=keys._partition(key, scope), key=key)  # noqa: SLF001  # to be public
+            return Caller(partition=keys.partition_of(key, scope), key=key)
     raise RequestError("no key has that id; `keepgate keys list` shows them", code="not_found", param="key")
 
 
@@ -291,9 +291,9 @@ class _Warming:
         except GatewayError as error:
             raise BadLine(f"cannot be asked: {error.message}") from error
         targets = (*route.targets, *route.fallbacks)
-        if any(target.upstream in do._passthrough for target in targets):  # noqa: SLF001  # to be public
+        if any(target.upstream in do.passthrough for target in targets):
             raise BadLine("is for an upstream that takes each caller's own credential: nobody shares its answers")
-        meaning = do._meaning(request, context, route, do.screens.choose(request, context, draw=0.0))  # noqa: SLF001  # to be public
+        meaning = do.meaning_of(request, context, route, do.screens.choose(request, context, draw=0.0))
         try:
             key = exact_key(body, meaning)
         except (RecursionError, AttributeError, TypeError) as error:
@@ -322,7 +322,7 @@ class _Warming:
             return
         completion = msgspec.structs.replace(completion, body=body)
         flight = Flight(streamed=False)
-        question = await do._question(screened.request, context, flight, asked.meaning, asked.request)  # noqa: SLF001  # to be public
+        question = await do.question_in(screened.request, context, flight, asked.meaning, asked.request)
         entry = do.exact.entry(
             context,
             asked.key,
@@ -351,9 +351,7 @@ class _Warming:
             return "too-long"
         except BackendError:
             return DEGRADED
-        await semantic.keep(context, question, vector, entry, sketch=sketched(entry.completion))
-        degraded: Mapping[tuple[str, ...], float] = self._do.metrics.degraded.state()
-        if degraded.get(("vector",)):
+        if not await semantic.keep(context, question, vector, entry, sketch=sketched(entry.completion)):
             return DEGRADED
         self.told.questions += 1
         return ""

@@ -9,18 +9,21 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from backends.embedding.base import Embedder
+from models.errors import BackendError
 from service.caching.lookups import LOG
+from service.caching.rule import judged_by
 from service.caching.tuned import Override, Tuned, refusal
 from service.caching.verifier import TreesRefused, Verifier, load
 from service.pipeline.tuning import Known, Tuning
 from service.settings import EndpointSettings, Settings
+from service.telemetry.metrics import Metrics
 from service.tune import certifying, judging, labelled, lookup_log
 from service.tune.certifying import Found
 from service.tune.labelled import Labelled
@@ -45,7 +48,7 @@ from service.tune.telling import (
 )
 from service.tune.undecided import Undecided, undecided
 from service.tune.wording import count, percent, plain, tell
-from service.wiring import make_embedder, make_upstream, open_tuning, storage
+from service.wiring import make_embedder, make_second_opinion, make_upstream, open_tuning, storage
 
 LIMIT = 0.01
 
@@ -55,7 +58,8 @@ class BadUsage(Exception):
 
 
 class Place(NamedTuple):
-    """An endpoint, and what its look-ups are decided with here and now. `limit` is None where it has none."""
+    """An endpoint, and what its look-ups are decided with here and now. `limit` is None where it has none. `trained` is
+    what a certificate is for: the verifier's revision and that of a second opinion."""
 
     settings: Settings
     endpoint: EndpointSettings
@@ -64,14 +68,11 @@ class Place(NamedTuple):
     limit: float | None
     embedder: Embedder
     verifier: Verifier | None
+    trained: str
 
     @property
     def name(self) -> str:
         return self.endpoint.name
-
-    @property
-    def trained(self) -> str:
-        return "" if self.verifier is None else self.verifier.revision
 
     @property
     def home(self) -> Path:
@@ -89,6 +90,10 @@ class Asked(NamedTuple):
 
 def from_labels(settings: Settings, endpoint: str, file: Path, asked: Asked, *, strict: bool) -> int:
     place = _place(settings, endpoint)
+    if place.endpoint.cache.second_opinion is not None:
+        raise BadUsage(
+            f"{endpoint} has a second opinion, which labelled pairs would be certified without: use --from-log"
+        )
     limit = _limit(place, asked)
     bar = Told("bytes read")
     try:
@@ -337,7 +342,16 @@ def _place(settings: Settings, name: str) -> Place:
     except TreesRefused as error:
         tell(f"without a verifier: {error}", sys.stderr)
         verifier = None
-    return Place(settings, endpoint, tuning, known_of, _own_limit(endpoint, known_of.override), embedder, verifier)
+    opinion = ""
+    if endpoint.cache.second_opinion is not None and verifier is not None:
+        wanted = endpoint.cache.second_opinion
+        opinion = make_second_opinion(wanted, verifier=verifier, ask=_nobody_is_asked, metrics=Metrics()).revision
+    limit, trained = _own_limit(endpoint, known_of.override), judged_by(verifier, opinion)
+    return Place(settings, endpoint, tuning, known_of, limit, embedder, verifier, trained)
+
+
+async def _nobody_is_asked(_: Sequence[Mapping[str, str]]) -> str:
+    raise BackendError("only the judge's name is needed here")
 
 
 def _own_limit(endpoint: EndpointSettings, override: Override) -> float | None:

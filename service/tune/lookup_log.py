@@ -4,6 +4,7 @@ Memory grows with the pairs that are kept, never with the log: texts stay in
 the file until somebody looks at one.
 """
 
+import fcntl
 import math
 import os
 from collections import Counter
@@ -230,6 +231,8 @@ def add(storage: Path, verdicts: Iterable[Verdict]) -> None:
     # By name each time: the file may have been renamed since the last one.
     log = os.open(storage / LOG, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        # Another verdict that is being written looks like a line that was cut off.
+        fcntl.flock(log, fcntl.LOCK_EX)
         end = os.lseek(log, 0, os.SEEK_END)
         if end and os.pread(log, 1, end - 1) != b"\n":
             content = b"\n" + content  # a line that was cut off stays one of its own

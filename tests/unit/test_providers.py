@@ -15,7 +15,7 @@ from backends.upstream.wire import Unreadable
 from models.errors import ConfigError, Untranslatable
 from models.request import Dialect, Operation
 from service.settings import Settings, load
-from service.wiring import _place, _upstream
+from service.wiring import _place, make_upstream
 
 PAGE = (Path(__file__).parents[2] / "docs" / "providers.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -392,7 +392,7 @@ async def test_every_configuration_on_the_page_works(block: str, tmp_path: Path)
     settings = loaded(block, tmp_path)
 
     for chosen in settings.upstreams:
-        made = _upstream(chosen)
+        made = make_upstream(chosen)
         assert made.name == chosen.name
         await made.close()
     assert settings.warnings == ()

@@ -1,0 +1,1 @@
+"""A second opinion on whether one answer serves two questions."""
