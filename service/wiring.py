@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
@@ -51,6 +52,7 @@ from service.pipeline.gateway import Gateway
 from service.pipeline.health import READING
 from service.pipeline.lead import Leads
 from service.pipeline.outcomes import Outcomes
+from service.pipeline.reembedding import Attempts, Both, Made, Reembedding, left_behind, note
 from service.pipeline.screen import Screens
 from service.pipeline.second_opinion import SecondOpinion, asking
 from service.pipeline.semantic_tier import SemanticTier
@@ -60,6 +62,7 @@ from service.routing.aliases import Aliases, Route, Target, route
 from service.routing.balance import Standing
 from service.routing.catalog import Catalog
 from service.settings import (
+    EmbedderSettings,
     EndpointSettings,
     ModelSettings,
     QdrantSettings,
@@ -85,8 +88,9 @@ _IMMEDIATE = frozenset({"lmdb", "memory"})
 _SHARED = frozenset({"redis"})
 # Read when the gateway starts; a reload says so and keeps them as they are.
 _SERVER = ("host", "port", "workers", "tls", "drain")
-_SECTIONS = ("storage", "cache", "redis", "qdrant", "admin", "logs")
-_NEEDS_RESTART = (*(f"server.{name}" for name in _SERVER), *_SECTIONS)
+_SECTIONS = ("storage", "redis", "qdrant", "admin", "logs")
+_STORES = ("exact", "vector")  # of `cache`; its embedder is changed while it serves
+_NEEDS_RESTART = (*(f"server.{name}" for name in _SERVER), *_SECTIONS, *(f"cache.{name}" for name in _STORES))
 _LANDING = 5.0
 _COUNTING = 1.0
 _RECOUNT = 30.0
@@ -102,6 +106,8 @@ _AUDITED = 0.01
 _LOOKUPS = 64 << 20
 _SECRET_BYTES = 32
 _STDERR = 2
+_EMBEDDERS = "embedders.json"
+_SETTLING = 60.0
 
 
 class State(msgspec.Struct, frozen=True):
@@ -151,13 +157,23 @@ class Runtime:
         self._retired: list[Gateway] = []  # of earlier configurations, while somebody still uses them
         self._recorder: Recorder | None = None
         self._lookups: Recorder | None = None
-        self._opinions: dict[SecondOpinionSettings, SecondOpinion] = {}
+        self._opinions: dict[tuple[SecondOpinionSettings, str], SecondOpinion] = {}
         self._leases: Leases | None = None
         self._leads: Leads | None = None
         self._alone = False  # its secret is not the one that others have
         self._counted = _Counted(None, float("-inf"))
         self._counting: _Counting | None = None
         self._tuned_at: Hashable = ()
+        self._embedder: EmbedderSettings | None = None  # of the tier that serves
+        self._wanted: EmbedderSettings | None = None  # the same, or what is moved to
+        self._loading: asyncio.Task[None] | None = None
+        self._moving: asyncio.Task[None] | None = None
+        self._one_move = asyncio.Lock()
+        self._reembedding: Reembedding | None = None
+        self._embedders: list[Embedder] = []  # open
+        self._vectors: dict[Made, VectorStore] = {}  # open
+        self._opening = asyncio.Lock()  # of the two above: no store is opened twice
+        self._held: list[Embedder | VectorStore] = []  # by the move
         self.keyring: Keyring
         self.tuning: Tuning
         self.exact: ExactTier
@@ -188,7 +204,7 @@ class Runtime:
             self.metrics.records_dropped.follow(lambda: self._recorder.dropped if self._recorder else 0)
         self._keep_lookups(settings)
         check(settings)
-        await self._hear_others(settings)
+        await self._hear_others(settings, self.semantic)
         applied = await asyncio.to_thread(policies, settings, home)
         self.state = self._compiled(settings, applied, {}, {}, await self._known(settings))
         if chosen.store in _SHARED and settings.storage.secret is None:
@@ -196,18 +212,21 @@ class Runtime:
         self._spawn(self._look_after())
         await self.group.start()
 
-    async def _hear_others(self, settings: Settings) -> None:
+    async def _hear_others(self, settings: Settings, tier: SemanticTier | None) -> None:
         """Endpoints that ask for the same second opinion share it, also over reloads."""
-        if self.semantic is None:
+        if tier is None:
             return
-        asked = {e.name: e.cache.second_opinion for e in settings.endpoints if e.cache.second_opinion is not None}
+        verifier = tier.verifier
+        trained = "" if verifier is None else verifier.revision  # how much a judge counts is measured beside one
+        said = {e.name: e.cache.second_opinion for e in settings.endpoints}
+        asked = {name: (wanted, trained) for name, wanted in said.items() if wanted is not None}
         for wanted in set(asked.values()) - self._opinions.keys():
-            opinion = await asyncio.to_thread(self._second_opinion, wanted)
+            opinion = await asyncio.to_thread(self._second_opinion, wanted[0], verifier)
             self._opinions[wanted] = opinion
             self._spawn(opinion.load())
-        self.semantic.opinions = {name: self._opinions[wanted] for name, wanted in asked.items()}
+        tier.opinions = {name: self._opinions[wanted] for name, wanted in asked.items()}
 
-    def _second_opinion(self, wanted: SecondOpinionSettings) -> SecondOpinion:
+    def _second_opinion(self, wanted: SecondOpinionSettings, verifier: Verifier | None) -> SecondOpinion:
         name, _, model = (wanted.model or "").partition("/")
 
         async def ask(messages: Sequence[Mapping[str, str]]) -> str:
@@ -216,7 +235,6 @@ class Runtime:
                 raise BackendError(f"the judge's upstream {name} is no longer configured")
             return await asking(upstream, model, tokens=ANSWER_TOKENS)(messages)
 
-        verifier = None if self.semantic is None else self.semantic.verifier
         return make_second_opinion(wanted, verifier=verifier, ask=ask, metrics=self.metrics)
 
     def _keep_lookups(self, settings: Settings) -> None:
@@ -253,7 +271,7 @@ class Runtime:
         if self.semantic is None and semantic_somewhere(settings):
             await self._open_semantic(settings)
         self._keep_lookups(settings)
-        await self._hear_others(settings)
+        await self._hear_others(settings, self.semantic)
         same = {s.name: old.gateway.upstreams[s.name] for s in old.settings.upstreams if s in settings.upstreams}
         applied = await asyncio.to_thread(policies, settings, storage(settings))
         standings = {name: old.gateway.standings[name] for name in same}
@@ -266,6 +284,7 @@ class Runtime:
                 if name not in self.state.gateway.upstreams:
                     self.metrics.upstream_open.set((name,), 0)
                 self._spawn(self._closed_when_idle(upstream))
+        self._follow_embedder(settings)
 
     async def _closed_when_idle(self, upstream: Upstream) -> None:
         """Requests that began before a reload finish with the upstreams they began with, however many reloads ago."""
@@ -404,7 +423,8 @@ class Runtime:
         if self._leases is not None:
             closing.append(self._leases.close)
         if self.semantic is not None:
-            closing += [self.semantic.embedder.close, self.semantic.vectors.close]
+            closing += [embedder.close for embedder in self._embedders]
+            closing += [vectors.close for vectors in self._vectors.values()]
         closing += [opinion.close for opinion in self._opinions.values()]
         for close in reversed(closing):
             try:
@@ -419,11 +439,22 @@ class Runtime:
 
     async def _open_semantic(self, settings: Settings) -> None:
         self.semantic = await asyncio.to_thread(self._semantic, settings)
-        self._spawn(self.semantic.load())
+        self._embedder = self._wanted = settings.cache.embedder
+        self._loading = self._spawn(self.semantic.load())
+        serving, file = _made_by(self.semantic.embedder), storage(settings) / _EMBEDDERS
+        left = await asyncio.to_thread(left_behind, file, serving)
+        await asyncio.to_thread(note, file, serving, left)
+        if left:  # the embedder was changed while nobody served, or a move was cut short
+            self._moving = self._spawn(self._move(settings))
 
     def _semantic(self, settings: Settings) -> SemanticTier:
         embedder = make_embedder(settings)
         vectors = open_vector_store(settings, dimensions=embedder.dimensions, revision=embedder.revision)
+        self._embedders.append(embedder)
+        self._vectors[_made_by(embedder)] = vectors
+        return self._tier(embedder, vectors, settings)
+
+    def _tier(self, embedder: Embedder, vectors: VectorStore, settings: Settings) -> SemanticTier:
         try:
             verifier = load_verifier(embedder.revision)
         except ConfigError as error:
@@ -437,6 +468,167 @@ class Runtime:
             deadline=settings.cache.vector.deadline,
             metrics=self.metrics,
         )
+
+    # --- another embedder while requests are served
+
+    def reembedding(self) -> dict[str, Any] | None:
+        """How far a move to another embedder is in this worker; None without one."""
+        if self._moving is None or self._moving.done():
+            return None
+        move = self._reembedding
+        return {
+            "to": None if move is None else move.embedder.revision,  # None: it could not be made so far
+            "state": "loading" if move is None else move.state,
+            "remaining": 0 if move is None else move.remaining,
+            "embedded": 0 if move is None else move.embedded,
+            "refused": 0 if move is None else move.refused,
+        }
+
+    def _follow_embedder(self, settings: Settings) -> None:
+        """Begins to move to the embedder that `settings` name, unless it serves or is moved to already."""
+        if self.semantic is not None and settings.cache.embedder != self._wanted:
+            self._wanted = settings.cache.embedder
+            if self._moving is not None:
+                self._moving.cancel()
+            self._moving = self._spawn(self._move(settings))
+            self._moving.add_done_callback(self._moved)
+
+    def _moved(self, move: asyncio.Task[None]) -> None:
+        if move is self._moving and not move.cancelled() and move.exception() is not None:
+            self._wanted = self._embedder  # the next reload tries again
+
+    async def _move(self, settings: Settings) -> None:
+        """Until all that is stored is found under the embedder of `settings`, and that one serves. What fails is tried
+        again."""
+        async with self._one_move:  # one that was given up has to leave first
+            tier = self.semantic
+            if tier is None:
+                return
+            attempts = Attempts(self.metrics)
+            try:
+                if settings.cache.embedder == self._embedder:
+                    embedder = tier.embedder
+                else:
+                    embedder = await attempts.until_it_works(lambda: asyncio.to_thread(make_embedder, settings))
+                    self._embedders.append(embedder)
+                    self._held.append(embedder)
+                await self._move_to(embedder, tier, settings, attempts)
+            finally:
+                self._reembedding = None
+                self._held = []
+                self.metrics.degraded.set(("reembedding",), 0)
+                self._spawn(self._close_unused())
+
+    async def _move_to(self, embedder: Embedder, tier: SemanticTier, settings: Settings, attempts: Attempts) -> None:
+        wanted, serving = _made_by(embedder), _made_by(tier.embedder)
+        home = storage(settings)
+        left = await asyncio.to_thread(left_behind, home / _EMBEDDERS, wanted)
+        if serving not in (wanted, *left):
+            left.append(serving)
+        target, *sources = [
+            await attempts.until_it_works(partial(self._opened, settings, made)) for made in (wanted, *left)
+        ]
+        move = self._reembedding = Reembedding(
+            embedder,
+            target,
+            sources,
+            self.exact.store,
+            lock=home / "reembedding.lock",
+            attempts=attempts,
+            metrics=self.metrics,
+        )
+        await move.load()
+        if embedder is not tier.embedder and wanted != serving and tier.loaded:
+            log.info("%s serves until all that is stored is embedded anew for %s", serving.revision, wanted.revision)
+            serves = tier.vectors
+            tier.vectors = move.both = Both(serves, target)
+            try:
+                await move.run()
+                await attempts.until_it_works(lambda: self._serve_with(embedder, target, settings, move))
+            finally:
+                if self.semantic is tier:
+                    tier.vectors = serves
+        else:  # the vectors are the same ones, or there is nothing to serve from
+            if embedder is not tier.embedder:
+                await attempts.until_it_works(lambda: self._serve_with(embedder, target, settings, move))
+                await asyncio.to_thread(note, home / _EMBEDDERS, wanted, left)
+            if left:
+                log.info("%s serves while what others were asked is embedded anew for it", wanted.revision)
+            await move.run()
+        await asyncio.to_thread(note, home / _EMBEDDERS, wanted, [])
+
+    async def _serve_with(
+        self, embedder: Embedder, vectors: VectorStore, settings: Settings, move: Reembedding
+    ) -> None:
+        """In one step for the requests to come; those under way finish with what they began with."""
+        tier = self._tier(embedder, vectors, settings)
+        await tier.load()
+        async with self._reloading:
+            old, before = self.state, self.semantic
+            applied = await asyncio.to_thread(policies, old.settings, storage(old.settings))
+            known = await self._known(old.settings)
+            await self._hear_others(old.settings, tier)
+            self.semantic, self._embedder = tier, settings.cache.embedder
+            self.state = self._compiled(old.settings, applied, old.gateway.upstreams, old.gateway.standings, known)
+            self._retired.append(old.gateway)
+        if self._loading is not None:
+            self._loading.cancel()
+        self._spawn(self._retire(before, move))
+        log.info("semantic hits now come from the vectors of %s", embedder.revision)
+
+    async def _retire(self, tier: SemanticTier | None, move: Reembedding) -> None:
+        """What requests that began before the switch still keep is brought over, too."""
+        while any(gateway.users for gateway in self._retired if gateway.semantic is tier):
+            await asyncio.sleep(1.0)
+            await self._settled(move)
+        await self._settled(move)
+        self._retired = [gateway for gateway in self._retired if gateway.users]  # or a whole model stays in memory
+        for component in ("embedder", "vector"):  # what the old ones' last requests met; the new ones say it again
+            self.metrics.degraded.set((component,), 0)
+        await self._close_unused()
+
+    async def _settled(self, move: Reembedding) -> None:
+        # By another switch its vectors may have been closed, and it would try for ever.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLING):
+                await move.settle()
+
+    async def _opened(self, settings: Settings, made: Made) -> VectorStore:
+        # A move that is given up meanwhile does not interrupt the thread: what it opens must not be lost sight of.
+        opening = asyncio.get_running_loop().create_task(self._open_vectors(settings, made, self._held))
+        self._background.add(opening)
+        opening.add_done_callback(self._background.discard)
+        opening.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(opening)
+        return self._vectors[made]
+
+    async def _open_vectors(self, settings: Settings, made: Made, held: list[Embedder | VectorStore]) -> None:
+        async with self._opening:
+            if made not in self._vectors:
+                self._vectors[made] = await asyncio.to_thread(
+                    open_vector_store, settings, dimensions=made.dimensions, revision=made.revision
+                )
+            held.append(self._vectors[made])
+
+    async def _close_unused(self) -> None:
+        """Closes the embedders and the vectors that no request and no move needs any more."""
+        async with self._opening:
+            for embedder in [embedder for embedder in self._embedders if not self._is_used(embedder)]:
+                self._embedders.remove(embedder)
+                await _closed(embedder)
+            for made, vectors in list(self._vectors.items()):
+                if not self._is_used(vectors):
+                    await _closed(vectors)
+                    del self._vectors[made]
+
+    def _is_used(self, part: Embedder | VectorStore) -> bool:
+        tiers = [self.semantic, *(gateway.semantic for gateway in self._retired if gateway.users)]
+        used: list[object] = list(self._held)
+        for tier in tiers:
+            if tier is not None:
+                vectors = tier.vectors
+                used += [tier.embedder, *((vectors.old, vectors.new) if isinstance(vectors, Both) else (vectors,))]
+        return any(part is one for one in used)
 
     async def _shared_secret(self, settings: Settings, home: Path) -> bytes:
         """What placeholders and the marks of credentials are made with: the same for all who share entries."""
@@ -559,7 +751,8 @@ def reread(config: Path | None, environ: Mapping[str, str], started_with: Settin
         raise ConfigError("keys.require: must stay true while the gateway listens beyond loopback")
     server = {name: getattr(started_with.server, name) for name in _SERVER}
     kept = {name: getattr(started_with, name) for name in _SECTIONS}
-    return settings.model_copy(update={**kept, "server": settings.server.model_copy(update=server)})
+    stores = settings.cache.model_copy(update={name: getattr(started_with.cache, name) for name in _STORES})
+    return settings.model_copy(update={**kept, "cache": stores, "server": settings.server.model_copy(update=server)})
 
 
 def log_refused(error: Exception) -> None:
@@ -604,6 +797,17 @@ def open_exact_store(settings: Settings) -> ExactStore:
         options["path"] = storage(settings) / "exact"
     store: ExactStore = registry.create("exact", chosen.store, **options)
     return store
+
+
+async def _closed(part: Embedder | VectorStore) -> None:
+    try:
+        await part.close()
+    except BackendError as error:
+        log.warning("what is not used any more could not be closed in order: %s", error)
+
+
+def _made_by(embedder: Embedder) -> Made:
+    return Made(embedder.revision, embedder.dimensions)
 
 
 def make_second_opinion(

@@ -98,6 +98,7 @@ class OnnxEmbedder:
 
     async def close(self) -> None:
         await self._thread.close()
+        self._encoder = self._reader = None  # the model goes now, not when its thread's cycle is collected
 
     def _open(self) -> None:
         if self._encoder is None:

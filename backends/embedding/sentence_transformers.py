@@ -113,6 +113,7 @@ class SentenceTransformersEmbedder:
 
     async def close(self) -> None:
         await self._thread.close()
+        self._encoder = None  # the model goes now, not when its thread's cycle is collected
 
     def _open(self) -> None:
         if self._encoder is None:

@@ -189,6 +189,7 @@ class FaissStore:
         self._indexer.join()
         self._reader.shutdown()
         with self._lock:
+            self._namespaces = {}
             self._environment.close()
 
     # Searches.

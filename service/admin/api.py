@@ -89,6 +89,7 @@ def management(runtime: Runtime) -> FastAPI:
             "version": version("keepgate"),
             "tiers": runtime.tiers(),
             "verifier": runtime.judged_by(),
+            "reembedding": runtime.reembedding(),
             "endpoints": {
                 name: {"mode": e.mode, "threshold": e.threshold, "ttl": e.ttl, **runtime.decision(name)}
                 for name, (e, _) in gateway.endpoints.items()

@@ -141,6 +141,11 @@ class Metrics:
             ("component",),
             merge=max,
         )
+        self.reembedding_remaining = Gauge(
+            "keepgate_reembedding_remaining",
+            "Stored questions that are still to be embedded anew, for another embedder.",
+            merge=max,
+        )
         self.records_dropped = Counter(
             "keepgate_records_dropped_total", "Rows the request log lost because its sink was slow or failed."
         )

@@ -31,6 +31,7 @@ PUBLIC = {
     "keepgate_coalesced_total": ("counter", set()),
     "keepgate_inflight": ("gauge", set()),
     "keepgate_degraded": ("gauge", {"component"}),
+    "keepgate_reembedding_remaining": ("gauge", set()),
     "keepgate_records_dropped_total": ("counter", set()),
 }
 
