@@ -2,13 +2,16 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pytest
 
 from backends.tuning.files import TuningFiles
 from service.caching.certificate import Certificate, Curve, Origin
 from service.caching.fit import Fit
 from service.caching.online import watch
+from service.caching.rule import rule
 from service.caching.tuned import WATCH, Tuned
 from service.pipeline.tuning import Tuning
 
@@ -49,3 +52,39 @@ def test_an_audit_in_shadow_that_comes_after_the_cut_came_back_is_passed_over(tm
     assert late.seen == 0
     assert counted is not None
     assert counted.seen == 1
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        {"cuts": [], "wrong": []},
+        {"cuts": [4.0, 2.0], "wrong": [0.1]},
+        {"cuts": [4.0], "wrong": [0.1]},  # the certificate's cut is none of it
+    ],
+)
+def test_a_certificate_that_contradicts_itself_is_as_good_as_none(tmp_path: Path, curve: Any) -> None:
+    store = TuningFiles(path=tmp_path)
+    content = msgspec.json.decode(msgspec.json.encode(TUNED))
+    store.write("e", "tuned", msgspec.json.encode({**content, "curve": curve}))
+    tuning = Tuning(store)
+
+    known = tuning.known("e")
+    found = rule(threshold=None, limit=0.02, verifier=None, embedder="e", tuned=known.tuned, watch=known.watch)
+
+    assert known.tuned is None
+    assert not found.certified
+    assert tuning.audited("e", cut=2.0, wrong=True) is None
+
+
+@pytest.mark.parametrize("damage", [{"cut": 3.0}, {"evidence": [0.0]}, {"certified": 3.0}])
+def test_a_watch_that_contradicts_itself_is_begun_anew(tmp_path: Path, damage: Any) -> None:
+    tuning = watched(tmp_path, cut=2.0)
+    file = tmp_path / "e.watch.json"
+    file.write_bytes(msgspec.json.encode({**msgspec.json.decode(file.read_bytes()), **damage}))
+
+    known = tuning.known("e")
+    begun = tuning.audited("e", cut=2.0, wrong=False)
+
+    assert known.watch is None
+    assert begun is not None
+    assert (begun.cut, begun.seen) == (2.0, 1)
