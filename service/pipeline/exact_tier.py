@@ -189,6 +189,9 @@ def fresh(entry: Entry, context: Context, now: float) -> bool:
 
 
 def usable(entry: Entry, context: Context, now: float) -> bool:
-    """Fresh, or stale and yet to be served while a fresh one is asked for (RFC 5861)."""
+    """Fresh, or stale and yet to be served while a fresh one is asked for (RFC 5861). Who names an age wants nothing
+    stale (RFC 9111, section 5.2.1.1)."""
     max_age = context.directives.max_age
-    return now < entry.expires_at + context.endpoint.stale and (max_age is None or now - entry.created_at <= max_age)
+    if max_age is None:
+        return now < entry.expires_at + context.endpoint.stale
+    return now < entry.expires_at and now - entry.created_at <= max_age
