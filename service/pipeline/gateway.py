@@ -374,12 +374,17 @@ class Gateway:
             await self.semantic.keep(context, asking, found.vector, entry, sketch=drawn, alias_of=alias_of)
         await self._outcomes.missed(context, asking, found, rule, entry.completion, drawn)
 
-    async def _asked_anew(self, request: Request, context: Context, route: Route, choice: Choice) -> Completion:
-        """The upstream's answer to what a hit was served for. Nobody sees it, and it is paid for like any other."""
+    async def _asked_anew(self, request: Request, context: Context, route: Route, choice: Choice) -> Completion | None:
+        """The upstream's answer to what a hit was served for. Nobody sees it, and it is paid for like any other. None
+        where there is none that would be kept: half an answer, or a fallback's, says nothing of the hit."""
         apart = msgspec.structs.replace(context)
         flight = Flight(streamed=request.stream)
-        completion, _ = await self._called(request, apart, flight, route, choice, reserve(apart))
-        return completion
+        try:
+            completion, seen = await self._called(request, apart, flight, route, choice, reserve(apart))
+        except GatewayError as error:
+            log.info("an audit was not answered: %s", error.code)
+            return None
+        return completion if seen and self._may_keep(completion, request, apart, route, flight) else None
 
     def _left(self) -> None:
         self.users -= 1

@@ -70,13 +70,21 @@ class Outcomes:
         return rate > 0 and self._auditing < _AT_ONCE and self._random() < rate
 
     async def audited(
-        self, context: Context, question: Question, found: Found, rule: Rule, ask: Callable[[], Awaitable[Completion]]
+        self,
+        context: Context,
+        question: Question,
+        found: Found,
+        rule: Rule,
+        ask: Callable[[], Awaitable[Completion | None]],
     ) -> None:
-        """Asks the upstream what a hit was served for, and notes both."""
+        """Asks the upstream what a hit was served for, and notes both; the hit alone where too many do so by now."""
+        if self._auditing >= _AT_ONCE:
+            await self.note(context, question, found, rule)
+            return
         self._auditing += 1
         try:
             fresh = await ask()
-            drawn, served = await sketch(fresh), found.entry
+            drawn, served = b"" if fresh is None else await sketch(fresh), found.entry
             same = None if served is None else says_the_same(drawn, await sketch(served.completion))
             outcome = {True: "same", False: "different", None: "unknown"}[same]
             self._metrics.cache_audits.add((context.endpoint.name, outcome))
