@@ -136,7 +136,7 @@ class Outcomes:
             why=found.detail,
             outcome="" if same is None else "same" if same else "different",
         )
-        if endpoint.lookups == "texts":
+        if endpoint.lookups == "texts" and context.directives.store:
             row = await self._with_texts(row, context, question, look, fresh)
         self._recorder.record(row)
 
