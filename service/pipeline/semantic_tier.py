@@ -200,6 +200,12 @@ class SemanticTier:
         threshold = context.endpoint.threshold
         return Rule("cosine", THRESHOLD if threshold is None else threshold)
 
+    def revision(self, context: Context) -> str:
+        """Names all that decides that two requests are one: the rule, and what of a request is compared."""
+        read = context.endpoint
+        how = (read.context, read.question_pattern, read.off, read.max_temperature)
+        return f"{self.rule(context).revision}/{_how_read(*how)}"
+
     async def look(self) -> None:
         """Asks what was asked in vain: a recovery is heard of without a request, too."""
         if self.loaded and (self._embedding.failing(READING) or self._searching.failing(READING)):
@@ -393,6 +399,12 @@ def _sketch_of(neighbor: Neighbor) -> bytes:
     if len(kept) == SKETCH:
         return kept
     return (blake2b(neighbor.entry_id.encode(), digest_size=64).digest() * (SKETCH // 64 + 1))[:SKETCH]
+
+
+@lru_cache
+def _how_read(*how: str | float | frozenset[str] | None) -> str:
+    named = repr([sorted(part) if isinstance(part, frozenset) else part for part in how])
+    return blake2b(named.encode(), digest_size=8).hexdigest()
 
 
 @lru_cache(maxsize=_PREPARED)

@@ -22,6 +22,7 @@ from backends.vector.flat import FlatStore
 from guardrails.placeholders import Placeholders
 from guardrails.policy import Policy, Rule
 from guardrails.registry import built
+from models.completion import Completion, Usage
 from models.errors import UpstreamError
 from models.request import Dialect, Operation
 from service.api.dialect import Asked
@@ -149,9 +150,7 @@ class Cached:
             secret=SECRET,
             exact=self.exact,
             semantic=self.semantic,
-            screens=Screens(
-                {endpoint.name: tuple(policies)}, placeholders=Placeholders(SECRET), metrics=self.metrics
-            ),
+            screens=Screens({endpoint.name: tuple(policies)}, placeholders=Placeholders(SECRET), metrics=self.metrics),
             flights=self.flights,
             leads=None,
             outcomes=outcomes,
@@ -239,3 +238,81 @@ async def test_no_more_than_a_few_audits_are_under_way_at_once(tmp_path: Path) -
     assert {one.headers["x-keepgate-cache"] for one in told} == {"semantic"}
     assert path.upstream.most_waiting <= 4
     assert sum(row.served for row in await path.rows()) == 12
+
+
+async def test_an_alias_says_what_guardrails_did_to_its_request(tmp_path: Path) -> None:
+    path = await opened(tmp_path, policies=[redacting()])
+    await path.ask(ASKED)
+    reworded = f"{REWORDED} I am ann@example.com."
+    await path.ask(reworded.replace("ann", "bob"))
+
+    first = await path.ask(reworded)
+    again = await path.ask(reworded)
+
+    assert [told.headers["x-keepgate-cache"] for told in (first, again)] == ["semantic"] * 2
+    assert "detail=alias" in again.headers["cache-status"]
+    assert again.headers["x-keepgate-guardrails"] == first.headers["x-keepgate-guardrails"] != "clean"
+
+
+async def test_an_alias_ends_with_the_way_its_question_was_read(tmp_path: Path) -> None:
+    endpoint = Endpoint("e", threshold=0.5, context="last-turn")
+    path = await opened(tmp_path, context="last-turn")
+    await path.ask("What are boots?", "Shoes.", ASKED)
+    await path.ask("What are hats?", "Caps.", REWORDED)
+    aliased = await path.ask("What are hats?", "Caps.", REWORDED)
+
+    path.now_is(msgspec.structs.replace(endpoint, context="full"))
+    apart = await path.ask("What are hats?", "Caps.", REWORDED)
+
+    assert "detail=alias" in aliased.headers["cache-status"]
+    assert apart.headers["x-keepgate-cache"] == "miss"
+
+
+async def test_conversations_are_one_only_for_whom_their_turns_would_be_found_equal(tmp_path: Path) -> None:
+    path = await opened(tmp_path)
+    follow, reworded_follow = "How much does that cost to send?", "What does that cost to send?"
+    await path.ask(ASKED)
+    await path.ask(ASKED, ANSWER, follow)
+    await path.ask(REWORDED)
+
+    only = {"cache_control": "only-if-cached"}
+    found = await path.ask(REWORDED, ANSWER, reworded_follow, **only)
+    endpoint, _ = path.gateway.endpoints["e"]
+    path.now_is(msgspec.structs.replace(endpoint, threshold=0.6))
+    decided_anew = await path.ask(REWORDED, ANSWER, reworded_follow, **only)
+
+    assert found.headers["x-keepgate-cache"] == "semantic"
+    assert decided_anew.status == 504
+
+
+async def test_who_asks_for_more_likeness_gets_it_of_earlier_turns_too(tmp_path: Path) -> None:
+    path = await opened(tmp_path)
+    context = path.gateway.authenticate({}, "e", request_id="r", started=0.0)
+    key = "k" * 64
+    answer = Completion(b"{}", "m", Usage(1, 1), ("stop",))
+    entry = path.exact.entry(context, "e" * 64, answer, "scripted/m")
+    await path.exact.alias(context, key, entry, similarity=0.8, rule=path.semantic.revision(context))
+    strict = msgspec.structs.replace(context, directives=msgspec.structs.replace(context.directives, threshold=0.9))
+
+    assert await path.exact.canonical(context, key, rule=path.semantic.revision(context)) == entry.entry_id
+    assert await path.exact.canonical(strict, key, rule=path.semantic.revision(strict)) == key
+
+
+async def test_texts_of_who_wants_nothing_stored_are_not_in_the_log(tmp_path: Path) -> None:
+    path = await opened(tmp_path, lookups="texts")
+    await path.ask(ASKED)
+
+    await path.ask(REWORDED, cache_control="no-store")
+
+    assert [row.question for row in await path.rows() if row.served] == [""]
+
+
+async def test_a_semantic_hit_past_its_ttl_says_that_it_is_stale(tmp_path: Path) -> None:
+    path = await opened(tmp_path, stale=3600.0)
+    await path.ask(ASKED, x_keepgate_ttl="0.000001s")
+
+    stale = await path.ask(REWORDED)
+
+    assert stale.headers["x-keepgate-cache"] == "semantic"
+    assert stale.headers["cache-status"].endswith("detail=stale")
+    assert path.upstream.calls == 2
