@@ -70,13 +70,14 @@ class Scripted:
 
     def __init__(self) -> None:
         self.text, self.finish, self.fails = ANSWER, "stop", False
-        self.open = asyncio.Event()
+        self.asked, self.open = asyncio.Event(), asyncio.Event()
         self.open.set()
         self.waiting = self.most_waiting = self.calls = 0
 
     async def complete(self, call: Call) -> Reply:  # noqa: ARG002  # the protocol's
         self.calls += 1
         self.waiting += 1
+        self.asked.set()
         self.most_waiting = max(self.waiting, self.most_waiting)
         await self.open.wait()
         self.waiting -= 1
@@ -228,10 +229,10 @@ async def test_no_more_than_a_few_audits_are_under_way_at_once(tmp_path: Path) -
     path = await opened(tmp_path, audit_rate=1.0)
     await path.ask(ASKED)
     path.upstream.open.clear()
+    path.upstream.asked.clear()
 
     told = await asyncio.gather(*(path.begin(f"{REWORDED}{' ' * at}") for at in range(12)))
-    while not path.upstream.waiting:
-        await asyncio.sleep(0)
+    await path.upstream.asked.wait()
     path.upstream.open.set()
     await path.flights.landed(5.0)
 
