@@ -34,7 +34,7 @@ from service.telemetry.metrics import Metrics
 _CANDIDATES = 10
 # Less similar ones are no candidates for anybody: nothing is noted of them.
 _WORTH_NOTING = 0.5
-_PREPARED = 10_000  # stored questions that are read once
+_PREPARED = 400_000  # characters of questions that are read once, at 120 to 200 bytes each
 _RELOAD_EVERY = 30.0
 _TRY_AGAIN_EVERY = 2.0
 _WRITE_DEADLINE = 5.0
@@ -407,6 +407,25 @@ def _how_read(*how: str | float | frozenset[str] | None) -> str:
     return blake2b(named.encode(), digest_size=8).hexdigest()
 
 
-@lru_cache(maxsize=_PREPARED)
-def _prepared(text: str) -> Prepared:
-    return prepare(text)
+class ReadTexts:
+    """Texts that were read before: those used last, of at most so many characters together, or a single one."""
+
+    def __init__(self, *, most: int) -> None:
+        self.characters = 0
+        self._most = most
+        self._kept: dict[str, Prepared] = {}
+
+    def prepared(self, text: str) -> Prepared:
+        found = self._kept.pop(text, None)
+        if found is None:
+            found = prepare(text)
+            self.characters += len(text)
+        self._kept[text] = found  # behind all others
+        while self.characters > self._most and len(self._kept) > 1:
+            oldest = next(iter(self._kept))
+            del self._kept[oldest]
+            self.characters -= len(oldest)
+        return found
+
+
+_prepared = ReadTexts(most=_PREPARED).prepared

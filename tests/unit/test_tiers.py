@@ -16,7 +16,7 @@ from models.errors import BackendError, StoreFull
 from service.caching.identity import Question
 from service.context import Caller, Context, Directives, Endpoint
 from service.pipeline.exact_tier import ExactTier
-from service.pipeline.semantic_tier import SemanticTier
+from service.pipeline.semantic_tier import ReadTexts, SemanticTier
 from service.telemetry.metrics import Metrics
 
 COMPLETION = Completion(body=b"{}", model="m", usage=Usage(1, 1), finish_reasons=("stop",))
@@ -233,3 +233,19 @@ async def test_a_near_question_with_another_number_is_rejected_and_told() -> Non
     assert found.detail == "numbers"
     assert found.rejected is not None
     assert found.rejected > 0.99
+
+
+async def test_what_was_read_of_texts_is_kept_within_bounds_however_long_they_are() -> None:
+    reading = ReadTexts(most=10_000)
+
+    kept = reading.prepared("Where is it?")
+    for number in range(200):
+        reading.prepared(f"{number} {'word ' * 180}")
+    again = reading.prepared("Where is it?")
+    longer = reading.prepared("x" * 50_000)
+
+    assert longer.text == "x" * 50_000
+    assert again.text == kept.text
+    assert again is not kept
+    assert reading.prepared("Where is it?") is reading.prepared("Where is it?")
+    assert reading.characters <= 10_000
