@@ -143,7 +143,7 @@ class Gateway:
             raise RequestError("the body is nested too deeply") from None
 
         if asked.lookup:
-            context.audit = self._outcomes.draw(context)
+            context.audit = not asked.only_if_cached and self._outcomes.draw(context)
             entry = await self.exact.lookup(context, key)
             if entry is not None and entry.alias_of:
                 entry = await self._canonical(entry, context)

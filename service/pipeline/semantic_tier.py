@@ -149,7 +149,7 @@ class SemanticTier:
             return Found(detail="too-long" if isinstance(error, TextTooLong) else "not-text")
         except (BackendError, TimeoutError):
             self._metrics.cache_lookups.add((endpoint, "semantic", "error"))
-            found.detail = "degraded"
+            found.entry, found.detail = None, "degraded"
             return found
         hit = found.entry is not None
         if noting and judged.first is not None:
@@ -282,6 +282,8 @@ class SemanticTier:
             near = neighbors[place]
             alias_of = read(near.payload).alias_of
             canonical = await self._exact.read(context, alias_of) if alias_of else None
+            if canonical is not None and canonical.alias_of:
+                canonical = None  # that question has become another wording of a third
             entry = canonical or await self._exact.read(context, near.entry_id)
             if entry is None or entry.alias_of or (found.entry is not None and not fresh(entry, context, now)):
                 continue

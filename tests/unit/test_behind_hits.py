@@ -317,3 +317,17 @@ async def test_a_semantic_hit_past_its_ttl_says_that_it_is_stale(tmp_path: Path)
     assert stale.headers["x-keepgate-cache"] == "semantic"
     assert stale.headers["cache-status"].endswith("detail=stale")
     assert path.upstream.calls == 2
+
+
+async def test_who_takes_only_what_is_cached_is_not_kept_from_an_alias_by_an_audit(tmp_path: Path) -> None:
+    path = await opened(tmp_path)
+    await path.ask(ASKED)
+    await path.ask(REWORDED)
+    endpoint, _ = path.gateway.endpoints["e"]
+    path.now_is(msgspec.structs.replace(endpoint, audit_rate=1.0))
+    path.semantic.loaded = False  # the embedder is gone
+
+    found = await path.ask(REWORDED, cache_control="only-if-cached")
+
+    assert found.status == 200
+    assert "detail=alias" in found.headers["cache-status"]
