@@ -62,7 +62,7 @@ class Outcomes:
         self._metrics = metrics
         self._clock = clock
         self._random = randomness
-        self._auditing = 0
+        self._auditing = self._watching = 0
 
     def draw(self, context: Context) -> bool:
         """Whether this request's hit, should it be one, is to be audited."""
@@ -104,7 +104,8 @@ class Outcomes:
         # While nothing may be served, what would be at the strictest cut is as good as an audit.
         if same is None or found.look is None or not rule.certified:
             return
-        if rule.cut == math.inf and found.look.score >= rule.watched:
+        # One at a time: misses come faster than a disk takes them.
+        if rule.cut == math.inf and found.look.score >= rule.watched and not self._watching:
             await self._watch(context, rule.cut, wrong=not same)
 
     async def note(
@@ -156,12 +157,16 @@ class Outcomes:
         )
 
     async def _watch(self, context: Context, cut: float, *, wrong: bool) -> None:
+        self._watching += 1
         try:
-            await asyncio.to_thread(self._tuning.audited, context.endpoint.name, cut=cut, wrong=wrong)
+            watch = await asyncio.to_thread(self._tuning.audited, context.endpoint.name, cut=cut, wrong=wrong)
         except BackendError as error:
             log.warning("an audit could not be kept: %s", error)
             return
-        await self._retune()
+        finally:
+            self._watching -= 1
+        if watch is None or (math.inf if watch.cut is None else watch.cut) != cut:
+            await self._retune()
 
 
 def belongs(look: Look | None, drawn: bytes, verifier: Verifier | None) -> str:

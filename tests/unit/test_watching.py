@@ -1,19 +1,33 @@
 """What an audit says is fed to the cut that it was about, and to no other."""
 
+import asyncio
+import fcntl
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from backends.exact.memory import MemoryStore
 from backends.tuning.files import TuningFiles
+from models.completion import Completion, Usage
+from service.caching.agreement import sketch
 from service.caching.certificate import Certificate, Curve, Origin
+from service.caching.directives import defaults
 from service.caching.fit import Fit
+from service.caching.identity import Question
 from service.caching.online import watch
-from service.caching.rule import rule
+from service.caching.rule import Rule, rule
+from service.caching.stored import StoredQuestion
 from service.caching.tuned import WATCH, Tuned
+from service.context import Caller, Context, Endpoint
+from service.pipeline.exact_tier import ExactTier
+from service.pipeline.outcomes import Outcomes
+from service.pipeline.semantic_tier import Found, Look
 from service.pipeline.tuning import Tuning
+from service.telemetry.metrics import Metrics
 
 CURVE = Curve(cuts=[4.0, 2.0, 0.0], wrong=[0.001, 0.01, 0.1])
 ORIGIN = Origin(labelled_by="people", embedder="e", verifier="v", data="d", date="2026-11-20")
@@ -88,3 +102,42 @@ def test_a_watch_that_contradicts_itself_is_begun_anew(tmp_path: Path, damage: A
     assert known.watch is None
     assert begun is not None
     assert (begun.cut, begun.seen) == (2.0, 1)
+
+
+async def test_a_disk_that_takes_its_time_is_waited_for_by_a_few_and_holds_up_nobody_else(tmp_path: Path) -> None:
+    tuning = watched(tmp_path, cut=None)
+    metrics = Metrics()
+    exact = ExactTier(MemoryStore(), deadline=None, metrics=metrics)
+    retuned: list[bool] = []
+
+    async def retune() -> None:
+        retuned.append(True)
+
+    outcomes = Outcomes(exact, tuning, recorder=None, secret=b"s" * 32, retune=retune, metrics=metrics)
+    endpoint = Endpoint("e")
+    context = Context("r", endpoint, Caller("everyone"), defaults(endpoint), 0.0, {})
+    drawn = sketch("Send them to the shop.")
+    look = Look("k", StoredQuestion("What?", drawn), 0.99, score=9.0)
+    nothing_served = Rule("fit", math.inf, 2.0, TUNED.fit, certified=True, watched=4.0)
+    answer = Completion(b"{}", "m", Usage(1, 1), ("stop",))
+    lock = os.open(tmp_path / "lock", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # as another process does
+
+    missed = [
+        asyncio.create_task(
+            outcomes.missed(context, Question("What?", "n"), Found(look=look), nothing_served, answer, drawn)
+        )
+        for _ in range(64)
+    ]
+    try:
+        await asyncio.sleep(0)
+        free = await asyncio.wait_for(asyncio.to_thread(int), 5.0)
+    finally:
+        os.close(lock)
+    await asyncio.gather(*missed)
+
+    assert free == 0
+    known = tuning.known("e").watch
+    assert known is not None
+    assert known.seen == 1
+    assert retuned == []  # the cut is where it was
