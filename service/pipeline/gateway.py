@@ -176,8 +176,10 @@ class Gateway:
     async def _canonical(self, alias: Entry, context: Context) -> Entry | None:
         """What the request was found to be another wording of, where the endpoint would decide so again."""
         asked = context.directives
-        if self.semantic is None or asked.mode != "semantic" or alias.similarity < asked.threshold or context.audit:
+        if self.semantic is None or asked.mode != "semantic" or alias.similarity < asked.threshold:
             return None
+        if context.audit and self.semantic.well:
+            return None  # a whole look-up decides anew, and it is compared
         if alias.rule != self.semantic.revision(context):
             return None
         entry = await self.exact.again(context, alias.alias_of)

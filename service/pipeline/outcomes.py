@@ -1,7 +1,8 @@
 """What look-ups came to: noted in their log, and compared where the upstream's fresh answer is there.
 
-Nothing here keeps a caller waiting or changes an answer, and what fails is
-lost: a label less.
+Nothing here keeps a caller waiting or changes an answer, but that an alias that
+is to be audited is looked up as if it were none. What fails is lost: a label
+less.
 """
 
 import asyncio

@@ -206,6 +206,11 @@ class SemanticTier:
         how = (read.context, read.question_pattern, read.off, read.max_temperature)
         return f"{self.rule(context).revision}/{_how_read(*how)}"
 
+    @property
+    def well(self) -> bool:
+        """A look-up would not be in vain, as far as is known."""
+        return self.loaded and not (self._embedding.failing(READING) or self._searching.failing(READING))
+
     async def look(self) -> None:
         """Asks what was asked in vain: a recovery is heard of without a request, too."""
         if self.loaded and (self._embedding.failing(READING) or self._searching.failing(READING)):

@@ -331,3 +331,18 @@ async def test_who_takes_only_what_is_cached_is_not_kept_from_an_alias_by_an_aud
 
     assert found.status == 200
     assert "detail=alias" in found.headers["cache-status"]
+
+
+async def test_an_alias_is_served_unaudited_where_no_look_up_could_decide_anew(tmp_path: Path) -> None:
+    path = await opened(tmp_path)
+    await path.ask(ASKED)
+    await path.ask(REWORDED)
+    endpoint, _ = path.gateway.endpoints["e"]
+    path.now_is(msgspec.structs.replace(endpoint, audit_rate=1.0))
+    path.semantic.loaded = False  # the embedder is gone
+    calls = path.upstream.calls
+
+    found = await path.ask(REWORDED)
+
+    assert "detail=alias" in found.headers["cache-status"]
+    assert path.upstream.calls == calls
