@@ -271,11 +271,18 @@ class Runtime:
         if self.semantic is None and semantic_somewhere(settings):
             await self._open_semantic(settings)
         self._keep_lookups(settings)
-        await self._hear_others(settings, self.semantic)
         same = {s.name: old.gateway.upstreams[s.name] for s in old.settings.upstreams if s in settings.upstreams}
         applied = await asyncio.to_thread(policies, settings, storage(settings))
         standings = {name: old.gateway.standings[name] for name in same}
-        self.state = self._compiled(settings, applied, same, standings, await self._known(settings))
+        known = await self._known(settings)
+        heard = {} if self.semantic is None else self.semantic.opinions
+        try:
+            await self._hear_others(settings, self.semantic)
+            self.state = self._compiled(settings, applied, same, standings, known)
+        except (ConfigError, BackendError):
+            if self.semantic is not None:
+                self.semantic.opinions = heard
+            raise
         self._retired = [gateway for gateway in self._retired if gateway.users]
         self._retired.append(old.gateway)
         for name, upstream in old.gateway.upstreams.items():

@@ -46,6 +46,12 @@ class Watch(msgspec.Struct, frozen=True):
     tightened: int = 0
     relaxed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for one that contradicts itself: it may come from a file."""
+        cuts = self.curve.cuts
+        if self.certified not in cuts or self.cut not in (None, *cuts) or len(self.evidence) != len(_MORE):
+            raise ValueError("the watch is not about this curve")
+
     @property
     def upper(self) -> float:
         """No more than this share of hits is wrong, by the audits since the cut was last moved."""

@@ -14,6 +14,8 @@ from models.errors import GatewayError, UpstreamError
 
 log = logging.getLogger("keepgate.gateway")
 
+_GIVING_UP = 1.0  # seconds for what was cancelled to let go of what it holds
+
 
 class FlightChunk(NamedTuple):
     """`usage_only`: it carries nothing but usage, which a client may not have asked for. `event_only`: nothing but an
@@ -192,7 +194,13 @@ class Flights:
         self._running.discard(flight)
 
     async def landed(self, deadline: float) -> None:
-        """Waits until none is under way, at most `deadline` seconds: entries being written are kept."""
+        """Waits until none is under way, at most `deadline` seconds: entries being written are kept. What is left then,
+        such as an audit, is given up, so that nothing is asked of what is closed next."""
         tasks = [flight.task for flight in self._running if flight.task is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=deadline)
+        if not tasks:
+            return
+        _, left = await asyncio.wait(tasks, timeout=deadline)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=_GIVING_UP)

@@ -19,6 +19,13 @@ class Tuned(msgspec.Struct, frozen=True):
     certificate: Certificate | None = None
     shortfall: Shortfall | None = None
 
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for what contradicts itself: it may come from a file."""
+        if not self.curve.cuts or len(self.curve.cuts) != len(self.curve.wrong):
+            raise ValueError("the curve is none")
+        if self.certificate is not None and self.certificate.cut not in self.curve.cuts:
+            raise ValueError("the certificate is not about this curve")
+
 
 class Override(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the management API put in the place of an endpoint's settings; None leaves the file's. At most one of

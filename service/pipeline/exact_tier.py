@@ -77,14 +77,17 @@ class ExactTier:
         entry = decoded(value)
         return entry if entry is not None and usable(entry, context, self._clock()) else None
 
-    async def canonical(self, context: Context, key: str) -> str:
-        """The key of the entry that stands for `key`: its own, unless it is an alias."""
+    async def canonical(self, context: Context, key: str, *, rule: str) -> str:
+        """The key of the entry that stands for `key`: its own, unless it is an alias that `rule` would make again for
+        this caller."""
         try:
             value = await self._read(namespace(context), key)
         except (BackendError, TimeoutError):
             return key
         entry = None if value is None else decoded(value)
-        return key if entry is None else entry.alias_of or key
+        if entry is None or entry.rule != rule or entry.similarity < context.directives.threshold:
+            return key
+        return entry.alias_of or key
 
     async def last(self, context: Context, key: str) -> Entry | None:
         """The answer that lies under the key, however old it is."""
@@ -145,14 +148,25 @@ class ExactTier:
             return False
         return await self._put(context, entry, ttl + context.endpoint.stale)
 
-    async def alias(self, context: Context, key: str, entry: Entry, *, similarity: float, rule: str) -> None:
+    async def alias(
+        self, context: Context, key: str, entry: Entry, *, similarity: float, rule: str, acted: tuple[str, ...] = ()
+    ) -> None:
         """Notes that the request of `key` is answered by `entry`, as long as that is fresh: asked again, it is found
-        without an embedding, and what is asked after it knows what came before."""
+        without an embedding, and what is asked after it knows what came before. `acted`: on the request and the
+        answer."""
         now = self._clock()
         if entry.expires_at > now:
             nothing = Completion(b"", entry.completion.model, Usage())
             noted = Entry(
-                nothing, now, entry.expires_at, key, "", alias_of=entry.entry_id, similarity=similarity, rule=rule
+                nothing,
+                now,
+                entry.expires_at,
+                key,
+                "",
+                acted,
+                alias_of=entry.entry_id,
+                similarity=similarity,
+                rule=rule,
             )
             await self._put(context, noted, entry.expires_at - now)
 
@@ -189,6 +203,9 @@ def fresh(entry: Entry, context: Context, now: float) -> bool:
 
 
 def usable(entry: Entry, context: Context, now: float) -> bool:
-    """Fresh, or stale and yet to be served while a fresh one is asked for (RFC 5861)."""
+    """Fresh, or stale and yet to be served while a fresh one is asked for (RFC 5861). Who names an age wants nothing
+    stale (RFC 9111, section 5.2.1.1)."""
     max_age = context.directives.max_age
-    return now < entry.expires_at + context.endpoint.stale and (max_age is None or now - entry.created_at <= max_age)
+    if max_age is None:
+        return now < entry.expires_at + context.endpoint.stale
+    return now < entry.expires_at and now - entry.created_at <= max_age

@@ -143,7 +143,7 @@ class Gateway:
             raise RequestError("the body is nested too deeply") from None
 
         if asked.lookup:
-            context.audit = self._outcomes.draw(context)
+            context.audit = not asked.only_if_cached and self._outcomes.draw(context)
             entry = await self.exact.lookup(context, key)
             if entry is not None and entry.alias_of:
                 entry = await self._canonical(entry, context)
@@ -176,15 +176,17 @@ class Gateway:
     async def _canonical(self, alias: Entry, context: Context) -> Entry | None:
         """What the request was found to be another wording of, where the endpoint would decide so again."""
         asked = context.directives
-        if self.semantic is None or asked.mode != "semantic" or alias.similarity < asked.threshold or context.audit:
+        if self.semantic is None or asked.mode != "semantic" or alias.similarity < asked.threshold:
             return None
-        if alias.rule != self.semantic.rule(context).revision:
+        if context.audit and self.semantic.well:
+            return None  # a whole look-up decides anew, and it is compared
+        if alias.rule != self.semantic.revision(context):
             return None
         entry = await self.exact.again(context, alias.alias_of)
         if entry is None or entry.masked:
             return None
         context.outcome, context.detail, context.similarity = "semantic", "alias", alias.similarity
-        context.acted = entry.acted
+        context.acted = alias.acted
         self.metrics.cache_lookups.add((context.endpoint.name, "semantic", "hit"))
         return entry
 
@@ -279,20 +281,23 @@ class Gateway:
             asking = None if key is None else await self.question_in(request, context, flight, meaning, original)
             found = Found()
             rule = Rule("cosine", 1.0) if self.semantic is None else self.semantic.rule(context)
+            revision = "" if self.semantic is None else self.semantic.revision(context)
             if asking is not None and self.semantic is not None and asked.lookup:
                 found = await self.semantic.lookup(context, asking)
                 flight.detail, flight.similarity, flight.shadow = found.detail, found.rejected, found.shadow
                 if found.entry is not None and key is not None and asked.mode == "semantic":
                     flight.similarity = found.similarity
                     flight.acted = _joined(context.acted, found.entry.acted)
+                    is_fresh = fresh(found.entry, context, self.exact.now())
+                    flight.detail = found.detail if is_fresh else "stale"
                     self._land(flight, together, found.entry, hit="semantic")
                     if lead is not None:
                         await lead.end()
                         lead = None
-                    if not fresh(found.entry, context, self.exact.now()):
+                    if not is_fresh:
                         self._refresh(original, context, route, choice, key, meaning)
                     elif not flight.issued and screened.keepable and asked.store:
-                        await self._alias(context, key, found, rule)
+                        await self._alias(context, key, found, revision)
                     if not context.audit:
                         await self._outcomes.note(context, asking, found, rule)
                         return
@@ -344,10 +349,11 @@ class Gateway:
             if lead is not None:
                 await lead.end()
 
-    async def _alias(self, context: Context, key: str, found: Found, rule: Rule) -> None:
+    async def _alias(self, context: Context, key: str, found: Found, revision: str) -> None:
         entry, similarity = found.entry, found.similarity
         if entry is not None and similarity is not None and not entry.masked:
-            await self.exact.alias(context, key, entry, similarity=similarity, rule=rule.revision)
+            acted = _joined(context.acted, entry.acted)
+            await self.exact.alias(context, key, entry, similarity=similarity, rule=revision, acted=acted)
 
     async def _learn(
         self,
@@ -374,12 +380,17 @@ class Gateway:
             await self.semantic.keep(context, asking, found.vector, entry, sketch=drawn, alias_of=alias_of)
         await self._outcomes.missed(context, asking, found, rule, entry.completion, drawn)
 
-    async def _asked_anew(self, request: Request, context: Context, route: Route, choice: Choice) -> Completion:
-        """The upstream's answer to what a hit was served for. Nobody sees it, and it is paid for like any other."""
+    async def _asked_anew(self, request: Request, context: Context, route: Route, choice: Choice) -> Completion | None:
+        """The upstream's answer to what a hit was served for. Nobody sees it, and it is paid for like any other. None
+        where there is none that would be kept: half an answer, or a fallback's, says nothing of the hit."""
         apart = msgspec.structs.replace(context)
         flight = Flight(streamed=request.stream)
-        completion, _ = await self._called(request, apart, flight, route, choice, reserve(apart))
-        return completion
+        try:
+            completion, seen = await self._called(request, apart, flight, route, choice, reserve(apart))
+        except GatewayError as error:
+            log.info("an audit was not answered: %s", error.code)
+            return None
+        return completion if seen and self._may_keep(completion, request, apart, route, flight) else None
 
     def _left(self) -> None:
         self.users -= 1
@@ -484,6 +495,8 @@ class Gateway:
             if found.entry is not None and context.directives.mode == "semantic":
                 context.outcome, context.similarity = "semantic", found.similarity
                 context.acted = _joined(context.acted, found.entry.acted)
+                if not fresh(found.entry, context, self.exact.now()):
+                    context.detail = "stale"
                 return Hit(found.entry, flight.issued)
             if found.entry is not None:
                 context.detail, context.shadow = "shadow", found.similarity
@@ -523,10 +536,10 @@ class Gateway:
     async def _parents(self, request: Request, context: Context, meaning: tuple[str, ...]) -> tuple[str, ...]:
         """What stands for the turns before the last: the entry that answered them, which may be another wording's."""
         turn_before = before(request.body, meaning)
-        if turn_before is None:
+        if turn_before is None or self.semantic is None:
             return ()
         key, answer = turn_before
-        return (parent(await self.exact.canonical(context, key), answer),)
+        return (parent(await self.exact.canonical(context, key, rule=self.semantic.revision(context)), answer),)
 
     def meaning_of(self, request: Request, context: Context, route: Route, choice: Choice) -> tuple[str, ...]:
         meaning = (request.operation, route.identity, choice.revision, *context.meaning)

@@ -1,7 +1,8 @@
 """What look-ups came to: noted in their log, and compared where the upstream's fresh answer is there.
 
-Nothing here keeps a caller waiting or changes an answer, and what fails is
-lost: a label less.
+Nothing here keeps a caller waiting or changes an answer, but that an alias that
+is to be audited is looked up as if it were none. What fails is lost: a label
+less.
 """
 
 import asyncio
@@ -62,7 +63,7 @@ class Outcomes:
         self._metrics = metrics
         self._clock = clock
         self._random = randomness
-        self._auditing = 0
+        self._auditing = self._watching = 0
 
     def draw(self, context: Context) -> bool:
         """Whether this request's hit, should it be one, is to be audited."""
@@ -70,13 +71,21 @@ class Outcomes:
         return rate > 0 and self._auditing < _AT_ONCE and self._random() < rate
 
     async def audited(
-        self, context: Context, question: Question, found: Found, rule: Rule, ask: Callable[[], Awaitable[Completion]]
+        self,
+        context: Context,
+        question: Question,
+        found: Found,
+        rule: Rule,
+        ask: Callable[[], Awaitable[Completion | None]],
     ) -> None:
-        """Asks the upstream what a hit was served for, and notes both."""
+        """Asks the upstream what a hit was served for, and notes both; the hit alone where too many do so by now."""
+        if self._auditing >= _AT_ONCE:
+            await self.note(context, question, found, rule)
+            return
         self._auditing += 1
         try:
             fresh = await ask()
-            drawn, served = await sketch(fresh), found.entry
+            drawn, served = b"" if fresh is None else await sketch(fresh), found.entry
             same = None if served is None else says_the_same(drawn, await sketch(served.completion))
             outcome = {True: "same", False: "different", None: "unknown"}[same]
             self._metrics.cache_audits.add((context.endpoint.name, outcome))
@@ -96,7 +105,8 @@ class Outcomes:
         # While nothing may be served, what would be at the strictest cut is as good as an audit.
         if same is None or found.look is None or not rule.certified:
             return
-        if rule.cut == math.inf and found.look.score >= rule.watched:
+        # One at a time: misses come faster than a disk takes them.
+        if rule.cut == math.inf and found.look.score >= rule.watched and not self._watching:
             await self._watch(context, rule.cut, wrong=not same)
 
     async def note(
@@ -128,7 +138,7 @@ class Outcomes:
             why=found.detail,
             outcome="" if same is None else "same" if same else "different",
         )
-        if endpoint.lookups == "texts":
+        if endpoint.lookups == "texts" and context.directives.store:
             row = await self._with_texts(row, context, question, look, fresh)
         self._recorder.record(row)
 
@@ -148,12 +158,16 @@ class Outcomes:
         )
 
     async def _watch(self, context: Context, cut: float, *, wrong: bool) -> None:
+        self._watching += 1
         try:
-            await asyncio.to_thread(self._tuning.audited, context.endpoint.name, cut=cut, wrong=wrong)
+            watch = await asyncio.to_thread(self._tuning.audited, context.endpoint.name, cut=cut, wrong=wrong)
         except BackendError as error:
             log.warning("an audit could not be kept: %s", error)
             return
-        await self._retune()
+        finally:
+            self._watching -= 1
+        if watch is None or (math.inf if watch.cut is None else watch.cut) != cut:
+            await self._retune()
 
 
 def belongs(look: Look | None, drawn: bytes, verifier: Verifier | None) -> str:

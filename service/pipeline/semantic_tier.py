@@ -34,7 +34,7 @@ from service.telemetry.metrics import Metrics
 _CANDIDATES = 10
 # Less similar ones are no candidates for anybody: nothing is noted of them.
 _WORTH_NOTING = 0.5
-_PREPARED = 10_000  # stored questions that are read once
+_PREPARED = 400_000  # characters of questions that are read once, at 120 to 200 bytes each
 _RELOAD_EVERY = 30.0
 _TRY_AGAIN_EVERY = 2.0
 _WRITE_DEADLINE = 5.0
@@ -149,7 +149,7 @@ class SemanticTier:
             return Found(detail="too-long" if isinstance(error, TextTooLong) else "not-text")
         except (BackendError, TimeoutError):
             self._metrics.cache_lookups.add((endpoint, "semantic", "error"))
-            found.detail = "degraded"
+            found.entry, found.detail = None, "degraded"
             return found
         hit = found.entry is not None
         if noting and judged.first is not None:
@@ -199,6 +199,17 @@ class SemanticTier:
         # An endpoint of a configuration that is going out of use.
         threshold = context.endpoint.threshold
         return Rule("cosine", THRESHOLD if threshold is None else threshold)
+
+    def revision(self, context: Context) -> str:
+        """Names all that decides that two requests are one: the rule, and what of a request is compared."""
+        read = context.endpoint
+        how = (read.context, read.question_pattern, read.off, read.max_temperature)
+        return f"{self.rule(context).revision}/{_how_read(*how)}"
+
+    @property
+    def well(self) -> bool:
+        """A look-up would not be in vain, as far as is known."""
+        return self.loaded and not (self._embedding.failing(READING) or self._searching.failing(READING))
 
     async def look(self) -> None:
         """Asks what was asked in vain: a recovery is heard of without a request, too."""
@@ -276,6 +287,8 @@ class SemanticTier:
             near = neighbors[place]
             alias_of = read(near.payload).alias_of
             canonical = await self._exact.read(context, alias_of) if alias_of else None
+            if canonical is not None and canonical.alias_of:
+                canonical = None  # that question has become another wording of a third
             entry = canonical or await self._exact.read(context, near.entry_id)
             if entry is None or entry.alias_of or (found.entry is not None and not fresh(entry, context, now)):
                 continue
@@ -395,6 +408,31 @@ def _sketch_of(neighbor: Neighbor) -> bytes:
     return (blake2b(neighbor.entry_id.encode(), digest_size=64).digest() * (SKETCH // 64 + 1))[:SKETCH]
 
 
-@lru_cache(maxsize=_PREPARED)
-def _prepared(text: str) -> Prepared:
-    return prepare(text)
+@lru_cache
+def _how_read(*how: str | float | frozenset[str] | None) -> str:
+    named = repr([sorted(part) if isinstance(part, frozenset) else part for part in how])
+    return blake2b(named.encode(), digest_size=8).hexdigest()
+
+
+class ReadTexts:
+    """Texts that were read before: those used last, of at most so many characters together, or a single one."""
+
+    def __init__(self, *, most: int) -> None:
+        self.characters = 0
+        self._most = most
+        self._kept: dict[str, Prepared] = {}
+
+    def prepared(self, text: str) -> Prepared:
+        found = self._kept.pop(text, None)
+        if found is None:
+            found = prepare(text)
+            self.characters += len(text)
+        self._kept[text] = found  # behind all others
+        while self.characters > self._most and len(self._kept) > 1:
+            oldest = next(iter(self._kept))
+            del self._kept[oldest]
+            self.characters -= len(oldest)
+        return found
+
+
+_prepared = ReadTexts(most=_PREPARED).prepared

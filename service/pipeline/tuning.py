@@ -1,6 +1,7 @@
 """What is known of each endpoint beyond its settings: certificates, changes made at run time, and what audits say."""
 
 import logging
+import math
 from collections.abc import Callable, Hashable
 from typing import TypeVar
 
@@ -59,8 +60,8 @@ class Tuning:
         self._store.write(endpoint, WATCH, None)
 
     def audited(self, endpoint: str, *, cut: float, wrong: bool) -> Watch | None:
-        """The watch after an audit of a hit at `cut`, for all who share the store. None where there is no certificate
-        to watch. Raises `BackendError`."""
+        """The watch after an audit of a hit at `cut`, which is infinite for one in shadow: for all who share the store.
+        None where there is no certificate to watch. Raises `BackendError`."""
         tuned = self._read(endpoint, TUNED, Tuned)
         if tuned is None or tuned.certificate is None:
             return None
@@ -71,7 +72,8 @@ class Tuning:
             if now.certified != fresh.certified or now.limit != fresh.limit:
                 now = fresh
             # One that was decided before the cut moved says nothing about where it is now.
-            return _encoded(audited(now, wrong=wrong) if now.cut in (cut, None) else now)
+            at = math.inf if now.cut is None else now.cut
+            return _encoded(audited(now, wrong=wrong) if at == cut else now)
 
         content = self._store.change(endpoint, WATCH, changed)
         return None if content is None else _decoded(content, Watch)

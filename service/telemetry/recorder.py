@@ -6,6 +6,8 @@ and counted, because a full disk must not become an outage. The log of look-ups
 is written in the same way.
 """
 
+import contextlib
+import fcntl
 import logging
 import os
 import select
@@ -233,6 +235,13 @@ class Recorder:
         if self._path is None:
             return
         try:
+            # Two who rename one after the other would leave nothing of the older file. Whoever is not first writes on.
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # a file system without locks
+        try:
             mine = os.fstat(self._descriptor)
             there = self._path.stat()
             if there.st_ino == mine.st_ino and mine.st_size >= most:
@@ -244,6 +253,9 @@ class Recorder:
         except OSError as error:
             _log.warning("%s: %s cannot be rotated: %s", self._name, self._path, error.strerror)
             return
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         self._open_anew()
 
     def _open_anew(self) -> None:

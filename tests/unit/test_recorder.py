@@ -358,3 +358,29 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def test_two_processes_that_find_a_grown_file_at_once_keep_what_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "lookups.jsonl"
+    file.write_bytes(b'{"old": 1}\n' * 1_000)
+    one, other = (Recorder(file, most=10_000) for _ in range(2))
+    replace = Path.replace
+    once = iter([True])
+
+    def between(source: Path, target: Path) -> Path:
+        if next(once, False):
+            other.start()
+            other.record(Record(time=2.0, request_id="other"))
+            other.close()
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", between)
+    one.start()
+    one.record(Record(time=1.0, request_id="one"))
+    one.close(timeout=SOON)
+
+    kept = (tmp_path / "lookups.1.jsonl").read_bytes() + file.read_bytes()
+    assert kept.count(b'{"old": 1}\n') == 1_000
+    assert kept.count(b'"request_id"') == 2

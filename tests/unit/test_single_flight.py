@@ -123,3 +123,25 @@ async def test_a_finished_flight_outlives_its_readers_until_it_lands() -> None:
     written.set()
     await flights.landed(1.0)
     assert flights.joinable("key") is None
+
+
+async def test_what_has_not_landed_in_time_is_over_before_its_stores_are_closed() -> None:
+    flights, flight = Flights(), Flight(streamed=False)
+    given_back = False
+
+    async def fly() -> None:
+        nonlocal given_back
+        flight.finish(ENTRY)
+        try:
+            await asyncio.Event().wait()  # a provider that takes its time to answer an audit
+        finally:
+            await asyncio.sleep(0)
+            given_back = True
+
+    flights.start(None, flight, fly())
+    await asyncio.sleep(0)
+
+    await flights.landed(0.01)
+
+    assert given_back
+    assert flight.entry is ENTRY

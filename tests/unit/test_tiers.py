@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from models.errors import BackendError, StoreFull
 from service.caching.identity import Question
 from service.context import Caller, Context, Directives, Endpoint
 from service.pipeline.exact_tier import ExactTier
-from service.pipeline.semantic_tier import SemanticTier
+from service.pipeline.semantic_tier import ReadTexts, SemanticTier
 from service.telemetry.metrics import Metrics
 
 COMPLETION = Completion(body=b"{}", model="m", usage=Usage(1, 1), finish_reasons=("stop",))
@@ -33,9 +34,11 @@ QUESTION = Question(text="how do I reset my password?", namespace="n")
 
 class FragileExactStore(MemoryStore):
     reading = writing = True
+    reads_left = 1_000_000
 
     async def get(self, namespace: str, key: str) -> bytes | None:
-        if not self.reading:
+        self.reads_left -= 1
+        if not self.reading or self.reads_left < 0:
             raise BackendError("cannot be read")
         return await super().get(namespace, key)
 
@@ -233,3 +236,50 @@ async def test_a_near_question_with_another_number_is_rejected_and_told() -> Non
     assert found.detail == "numbers"
     assert found.rejected is not None
     assert found.rejected > 0.99
+
+
+async def test_what_was_read_of_texts_is_kept_within_bounds_however_long_they_are() -> None:
+    reading = ReadTexts(most=10_000)
+
+    kept = reading.prepared("Where is it?")
+    for number in range(200):
+        reading.prepared(f"{number} {'word ' * 180}")
+    again = reading.prepared("Where is it?")
+    longer = reading.prepared("x" * 50_000)
+
+    assert longer.text == "x" * 50_000
+    assert again.text == kept.text
+    assert again is not kept
+    assert reading.prepared("Where is it?") is reading.prepared("Where is it?")
+    assert reading.characters <= 10_000
+
+
+async def test_a_question_whose_canonical_entry_became_an_alias_is_answered_from_its_own() -> None:
+    tiers = await loaded()
+    own = tiers.exact.entry(CONTEXT, "own", COMPLETION, "mock/m")
+    other = tiers.exact.entry(CONTEXT, "other", COMPLETION, "mock/m")
+    await tiers.exact.keep(CONTEXT, own, asked_at=tiers.exact.now())
+    await tiers.exact.alias(CONTEXT, "canonical", other, similarity=1.0, rule="r")
+    await tiers.semantic.keep(CONTEXT, QUESTION, None, own, alias_of="canonical")
+
+    found = await tiers.semantic.lookup(CONTEXT, QUESTION)
+
+    assert found.entry is not None
+    assert (found.entry.entry_id, found.detail) == ("own", "semantic")
+
+
+async def test_a_store_that_fails_after_a_stale_entry_was_found_is_a_miss() -> None:
+    tiers = await loaded()
+    endpoint = msgspec.structs.replace(CONTEXT.endpoint, stale=600.0)
+    brief = msgspec.structs.replace(CONTEXT.directives, ttl=1e-6)
+    context = msgspec.structs.replace(CONTEXT, endpoint=endpoint, directives=brief)
+    for key in ("first", "second"):
+        entry = tiers.exact.entry(context, key, COMPLETION, "mock/m")
+        await tiers.exact.keep(context, entry, asked_at=tiers.exact.now())
+        await tiers.semantic.keep(context, QUESTION, None, entry)
+    tiers.store.reads_left = 1
+
+    found = await tiers.semantic.lookup(context, QUESTION)
+
+    assert found.entry is None
+    assert found.detail == "degraded"
