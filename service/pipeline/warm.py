@@ -174,9 +174,10 @@ async def warm(
     """
     context = await asyncio.to_thread(_context, gateway, endpoint, key_id, ttl)
     warming = _Warming(gateway, context, model, fields)
-    await warming.ready()
     under_way: dict[str, asyncio.Task[None]] = {}
+    gateway.users += 1  # a change of embedders waits for it
     try:
+        await warming.ready()
         for number, pair in pairs:
             if isinstance(pair, BadLine):
                 warming.told.found_bad(f"line {number} {pair}")
@@ -193,6 +194,7 @@ async def warm(
             progress(warming.told)
         await _all(under_way)
     finally:
+        gateway.users -= 1
         for task in under_way.values():
             task.cancel()
     return warming.told

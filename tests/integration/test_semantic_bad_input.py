@@ -38,7 +38,7 @@ NOTHING_TO_COMPARE = {
     "100,000 characters": (("How do I bake bread? " * 4762)[:100_000], "too-long"),
     "100,000 letters": ("a" * 100_000, "too-long"),
     "100,000 signs": ("大" * 100_000, "too-long"),
-    "100,000 emoji": ("🙂" * 100_000, "not-text"),
+    "100,000 emoji": ("🙂" * 100_000, "too-long"),
     "more than the embedder's window": ("bread " * 400, "too-long"),
 }
 
