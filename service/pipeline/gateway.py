@@ -285,11 +285,14 @@ class Gateway:
                 if found.entry is not None and key is not None and asked.mode == "semantic":
                     flight.similarity = found.similarity
                     flight.acted = _joined(context.acted, found.entry.acted)
+                    late = not fresh(found.entry, context, self.exact.now())
+                    if late:
+                        flight.detail = "stale"
                     self._land(flight, together, found.entry, hit="semantic")
                     if lead is not None:
                         await lead.end()
                         lead = None
-                    if not fresh(found.entry, context, self.exact.now()):
+                    if late:
                         self._refresh(original, context, route, choice, key, meaning)
                     elif not flight.issued and screened.keepable and asked.store:
                         await self._alias(context, key, found, rule)
@@ -484,6 +487,8 @@ class Gateway:
             if found.entry is not None and context.directives.mode == "semantic":
                 context.outcome, context.similarity = "semantic", found.similarity
                 context.acted = _joined(context.acted, found.entry.acted)
+                if not fresh(found.entry, context, self.exact.now()):
+                    context.detail = "stale"
                 return Hit(found.entry, flight.issued)
             if found.entry is not None:
                 context.detail, context.shadow = "shadow", found.similarity
