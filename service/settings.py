@@ -1003,7 +1003,7 @@ def _lies_in(where: str, items: frozenset[str]) -> bool:
 # Keys that say something to some stores, and what third parties make of them is theirs.
 _REMOTE = ("redis", "qdrant")
 _VECTOR_STORES = (*_REMOTE, "faiss", "flat")
-_OF_A_CROSS_ENCODER = ("model.onnx", "tokenizer.json", "config.json")
+_OF_A_CROSS_ENCODER = ("model.onnx", "tokenizer.json")
 _OF_VECTOR_STORES = {
     "index": ("redis",),
     "m": _REMOTE,

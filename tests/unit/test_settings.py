@@ -341,7 +341,7 @@ def found_here(tmp_path: Path) -> Refusing:
         ),
         (
             "endpoints: [{name: faq, cache: {second_opinion: {kind: onnx, path: HERE}}}]",
-            "endpoints.0.cache.second_opinion.path: HERE lacks model.onnx, tokenizer.json, config.json",
+            "endpoints.0.cache.second_opinion.path: HERE lacks model.onnx, tokenizer.json",
         ),
         (
             "server: {host: no.such.invalid}\nkeys: {require: true}",
