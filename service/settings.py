@@ -776,6 +776,15 @@ def _unusable_places(settings: Settings) -> Iterator[tuple[str, str]]:
             yield "cache.embedder.path", f"there is no folder {embedder.path}"
         elif lacking := _lacking(embedder.path, embedder):
             yield "cache.embedder.path", f"{embedder.path} lacks {lacking}"
+    for at, endpoint in enumerate(settings.endpoints):
+        opinion = endpoint.cache.second_opinion
+        if opinion is None or opinion.kind != "onnx" or opinion.path is None:
+            continue
+        where, folder = f"endpoints.{at}.cache.second_opinion.path", opinion.path
+        if not _holds(folder.is_dir):
+            yield where, f"there is no folder {folder}"
+        elif missing := [name for name in _OF_A_CROSS_ENCODER if not _holds((folder / name).is_file)]:
+            yield where, f"{folder} lacks {', '.join(missing)}"
     if settings.logs.requests not in ("off", "stderr"):
         file = Path(settings.logs.requests)
         place = file if _holds(file.exists) else file.absolute().parent
@@ -994,6 +1003,7 @@ def _lies_in(where: str, items: frozenset[str]) -> bool:
 # Keys that say something to some stores, and what third parties make of them is theirs.
 _REMOTE = ("redis", "qdrant")
 _VECTOR_STORES = (*_REMOTE, "faiss", "flat")
+_OF_A_CROSS_ENCODER = ("model.onnx", "tokenizer.json")
 _OF_VECTOR_STORES = {
     "index": ("redis",),
     "m": _REMOTE,
@@ -1041,8 +1051,16 @@ def _doubts(settings: Settings) -> Iterator[tuple[str, str]]:
             yield f"models.{at}.attempts", "is less than targets and fallbacks together: some are never asked"
     for at, endpoint in enumerate(settings.endpoints):
         cache = endpoint.cache
-        if "threshold" in cache.model_fields_set and cache.mode in ("off", "exact"):
-            yield f"endpoints.{at}.cache.threshold", f"has no effect with mode: {cache.mode}"
+        for key in ("threshold", "max_wrong_hit_rate", "audit_rate", "second_opinion"):
+            if getattr(cache, key) is not None and key in cache.model_fields_set and cache.mode in ("off", "exact"):
+                yield f"endpoints.{at}.cache.{key}", f"has no effect with mode: {cache.mode}"
+        if cache.second_opinion is not None and cache.threshold is not None and cache.mode not in ("off", "exact"):
+            yield f"endpoints.{at}.cache.second_opinion", "has no effect with a threshold: nobody is asked"
+        if cache.lookups == "off" and cache.max_wrong_hit_rate is not None and cache.mode not in ("off", "exact"):
+            yield (
+                f"endpoints.{at}.cache.lookups",
+                "off leaves keepgate tune nothing of the endpoint's own to certify from",
+            )
         if cache.context == "last-turn":
             yield f"endpoints.{at}.cache.context", "last-turn answers follow-ups out of context: see docs/cache.md"
         if "replay_rate" in cache.model_fields_set and cache.replay == "instant":

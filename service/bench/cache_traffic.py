@@ -98,6 +98,8 @@ def read(data: Path) -> Labelled:
     read are counted and skipped, as is what contradicts a line before it.
     Raises `ConfigError` where nothing is left to ask.
     """
+    if not data.exists():
+        raise ConfigError(f"{data}: there is no such file or folder")
     files = [data] if data.is_file() else sorted(data.rglob("*.jsonl"))
     unread: Counter[str] = Counter()
     named: list[str] = []
@@ -106,6 +108,8 @@ def read(data: Path) -> Labelled:
     clusters: dict[tuple[str, str], int] = {}
     of_cluster: dict[int, tuple[str, str]] = {}
     apart: list[tuple[int, int, str]] = []
+    looked: list[tuple[int, int, tuple[str, str], object, str]] = []
+    verdicts: dict[tuple[str, str], dict[str, bool]] = {}
 
     def refuse(reason: str, place: str) -> None:
         unread[reason] += 1
@@ -161,18 +165,28 @@ def read(data: Path) -> Labelled:
                 case {"kind": "lookup", "question": str(asked), "stored": str(stored)} if (
                     asked.strip() and stored.strip()
                 ):
-                    # The endpoint's own log, docs/cache.md: compared answers are labels.
-                    one, other = place_of(asked), place_of(stored)
-                    if row.get("outcome") == "same":
-                        parents[root(one)] = root(other)
-                    elif row.get("outcome") == "different" and one != other:
-                        apart.append((one, other, place))
+                    # The endpoint's own log, docs/cache.md: compared answers are labels, unless somebody says better.
+                    pair = (str(row.get("asked") or place), str(row.get("entry")))
+                    looked.append((place_of(asked), place_of(stored), pair, row.get("outcome"), place))
                 case {"kind": "lookup"}:
                     refuse("a look-up without its texts: set cache.lookups: texts", place)
+                case {"kind": "verdict", "asked": str(said_of), "entry": str(entry), "wrong": bool(wrong)}:
+                    by = verdicts.setdefault((said_of, entry), {})
+                    if row.get("undone"):
+                        by.pop(str(row.get("by")), None)
+                    else:
+                        by[str(row.get("by"))] = wrong
                 case {"kind": "verdict"}:
-                    pass
+                    pass  # on an entry as such: it joins no two questions
                 case _:
                     refuse("neither text and cluster nor a, b and label", place)
+    for one, other, pair, outcome, place in looked:
+        if said := verdicts.get(pair):
+            outcome = "different" if any(said.values()) else "same"
+        if outcome == "same":
+            parents[root(one)] = root(other)
+        elif outcome == "different" and one != other:
+            apart.append((one, other, place))
     different = []
     for one, other, place in apart:
         if root(one) == root(other):
@@ -181,7 +195,8 @@ def read(data: Path) -> Labelled:
             different.append((one, other))
     if not places:
         why = f" ({', '.join(f'{count:,} lines: {reason}' for reason, count in unread.items())})" if unread else ""
-        raise ConfigError(f"{data}: no labelled questions in *.jsonl{why}")
+        where = f"{data}: no labelled questions" if data.is_file() else f"{data}: no labelled questions in its *.jsonl"
+        raise ConfigError(f"{where}{why}")
     numbers: dict[int, int] = {}
     classes = [numbers.setdefault(root(place), len(numbers)) for place in range(len(parents))]
     return Labelled(data.name, list(places), classes, different, dict(unread), named)

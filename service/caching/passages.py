@@ -49,8 +49,12 @@ class Template:
         options.max_mem = 8 * 1024 * 1024
         try:
             self._pattern = re2.compile(expression.encode(), options)
-        except (re2.error, UnicodeEncodeError) as error:
+        except UnicodeEncodeError as error:
             raise TemplateError(f"is not an RE2 expression: {error}") from error
+        except re2.error as error:
+            # It speaks in bytes, of an expression that was given in bytes.
+            why = error.args[0].decode("utf-8", "replace") if isinstance(error.args[0], bytes) else str(error)
+            raise TemplateError(f"is not an RE2 expression: {why}") from error
         group = self._pattern.groupindex.get(b"question")
         if group is None:
             raise TemplateError("has no group (?P<question>...)")

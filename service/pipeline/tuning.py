@@ -17,6 +17,12 @@ log = logging.getLogger("keepgate.cache")
 _T = TypeVar("_T")
 _encoded = msgspec.json.encode
 
+_MADE_ANEW = {
+    TUNED: "certify again with `keepgate tune`",
+    OVERRIDE: "what was changed at run time is lost, say it again",
+    WATCH: "audits begin anew",
+}
+
 
 class Known(msgspec.Struct, frozen=True):
     """Of one endpoint."""
@@ -88,7 +94,9 @@ class Tuning:
             return None
         found = _decoded(content, form)
         if found is None:
-            log.warning("what was kept as %s of the endpoint %s cannot be read and is passed over", name, endpoint)
+            log.warning(
+                "tuning/%s.%s.json in storage.path is damaged and passed over: %s", endpoint, name, _MADE_ANEW[name]
+            )
         return found
 
 

@@ -114,13 +114,13 @@ def from_labels(settings: Settings, endpoint: str, file: Path, asked: Asked, *, 
         if part
     )
     tell_beforehand(limit, asked.confidence, f"{file.name} has {found}.")
-    for number, what in (
-        (read.repeated, "lines say what another line said already"),
-        (read.contradictory, "labels contradict others of their pair: such a pair counts as wrong"),
-        (read.left_out, "lines were left out by lot: more would not make the certificate better"),
+    for number, one, what in (
+        (read.repeated, "line", "repeated from another one"),
+        (read.contradictory, "label", "against others of the same pair: such a pair counts as wrong"),
+        (read.left_out, "line", "left out by lot: more would not make the certificate better"),
     ):
         if number:
-            tell(f"  {number:,} {what}", sys.stderr)
+            tell(f"  {count(number, one)} {what}", sys.stderr)
     if read.pairs and read.questions:
         tell("  pairs have no neighbours: agreement is used for none of them", sys.stderr)
     if read.pairs and not any(label.wrong for label in read.pairs):
@@ -288,7 +288,12 @@ def show(settings: Settings, endpoint: str, *, as_json: bool) -> int:
         tell("Nothing was tuned yet.")
     elif tuned.certificate is not None:
         tell_certificate(tuned.certificate)
-        tell("It holds here and now." if not holds else f"It does not hold here: {holds}.")
+        if holds:
+            tell(f"It does not hold here: {holds}.")
+        elif watch is not None and watch.cut is None:
+            tell("It would hold here and now, but audits found the limit broken at every cut: nothing is served.")
+        else:
+            tell("It holds here and now.")
     elif tuned.shortfall is not None:
         tell(f"Not certified: {why(tuned.shortfall)}")
     if tuned is not None:

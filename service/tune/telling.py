@@ -115,15 +115,15 @@ def tell_log(log: Log, learned: Learned) -> None:
     tell_unread(log.unread, log.named)
     for what, number in log.left_out.items():
         tell(f"  {count(number, 'row')} left out: {what}", sys.stderr)
-    for number, what in (
-        (learned.repeated, "labels of a pair that has one already: one counts"),
-        (learned.contradictory, "pairs with contradictory labels: they count as wrong"),
-        (log.orphans, "verdicts on pairs that the log has no look-up of"),
-        (log.reports, "reports that name no question: they are about no pair"),
-        (log.drawn, "rows left out by lot: more would not make the certificate better"),
+    for number, one, what in (
+        (learned.repeated, "label", "of a pair that has one already: one counts"),
+        (learned.contradictory, "pair", "with contradictory labels: such a pair counts as wrong"),
+        (log.orphans, "verdict", "on a pair that the log has no look-up of"),
+        (log.reports, "report", "without a question: such a report is about no pair"),
+        (log.drawn, "row", "left out by lot: more would not make the certificate better"),
     ):
         if number:
-            tell(f"  {number:,} {what}", sys.stderr)
+            tell(f"  {count(number, one)} {what}", sys.stderr)
 
 
 def tell_unread(unread: Mapping[str, int], named: Sequence[str]) -> None:

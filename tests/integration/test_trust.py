@@ -297,6 +297,19 @@ def test_a_stale_answer_is_served_while_a_fresh_one_is_asked_for(gateway: Gatewa
     )
 
 
+@pytest.mark.parametrize("headers", [{}, {"Cache-Control": "only-if-cached"}])
+def test_a_stale_semantic_hit_says_that_it_is_stale(gateway: Gateway, model: str, headers: dict[str, str]) -> None:
+    gateway.ask(ASKED, model=model, endpoint="stale")
+    wordings = iter(f"{ASKED}{' ' * n}" for n in range(1, 1000))
+
+    stale = asked_until(
+        lambda: gateway.ask(next(wordings), model=model, endpoint="stale", headers=headers),
+        lambda answer: "detail=stale" in answer.headers["cache-status"],
+    )
+
+    assert stale.headers["x-keepgate-cache"] == "semantic"
+
+
 def test_a_threshold_goes_by_cosine_alone(gateway: Gateway, model: str) -> None:
     stored(gateway, ASKED, model=model, endpoint="loose")
 

@@ -21,9 +21,11 @@ import numpy as np
 import pytest
 
 from backends.embedding import minilm
+from backends.tuning.files import TuningFiles
 from service.caching.agreement import Agreement
 from service.caching.lookups import LOG, Lookup, Row, Verdict, decoded, encoded
 from service.caching.verifier import load
+from service.pipeline.tuning import Tuning
 from service.settings import load as load_settings
 from service.wiring import Runtime
 from tests.support.gateway import eventually, settings
@@ -174,6 +176,19 @@ def test_clusters_certify_and_what_is_certified_is_shown_and_removed(home: Path)
     assert "It holds here and now." in told.stdout
     assert (removed.returncode, after.returncode) == (0, 0)
     assert json.loads(after.stdout)["certificate"] is None
+
+
+def test_a_certificate_that_audits_stopped_is_not_shown_as_holding(home: Path) -> None:
+    tune(home, "--labels", str(jsonl(home / "questions.jsonl", clusters())))
+    kept = Tuning(TuningFiles(path=home / "data" / "tuning"))
+    watched = kept.audited("faq", cut=math.inf, wrong=True)
+    while watched is not None and watched.cut is not None:
+        watched = kept.audited("faq", cut=watched.cut, wrong=True)
+
+    told = tune(home, "--show")
+
+    assert "audits found the limit broken at every cut: nothing is served" in told.stdout
+    assert "It holds here and now" not in told.stdout
 
 
 async def test_a_running_gateway_goes_by_it_within_seconds_and_without_it_when_it_is_removed(home: Path) -> None:

@@ -188,6 +188,38 @@ def test_a_gateways_own_log_is_a_labelled_file(tmp_path: Path) -> None:
     assert labelled.unread == {}
 
 
+def test_a_verdict_on_a_logged_pair_stands_above_its_compared_answers(tmp_path: Path) -> None:
+    def looked(asked: str, text: str, outcome: str) -> Json:
+        about = {"asked": asked, "entry": "e", "question": text, "stored": "Is tea healthy?"}
+        return {"kind": "lookup", "outcome": outcome, **about}
+
+    def said(asked: str, *, wrong: bool, undone: bool = False) -> Json:
+        return {"kind": "verdict", "asked": asked, "entry": "e", "wrong": wrong, "by": "people", "undone": undone}
+
+    mine = written(
+        tmp_path,
+        looked("1", "Is tea good for you?", "different"),
+        looked("2", "Is coffee healthy?", "same"),
+        looked("3", "Is tea good for one?", "same"),
+        {"kind": "verdict", "entry": "e", "wrong": True, "by": "people"},
+        said("1", wrong=False),
+        said("2", wrong=True),
+        said("3", wrong=True),
+        said("3", wrong=True, undone=True),
+    )
+
+    labelled = read(mine)
+
+    assert dict(zip(labelled.texts, labelled.classes, strict=True)) == {
+        "Is tea good for you?": 0,
+        "Is tea healthy?": 0,
+        "Is coffee healthy?": 1,
+        "Is tea good for one?": 0,
+    }
+    assert len(labelled.different) == 1
+    assert labelled.unread == {}
+
+
 def test_a_pair_that_others_contradict_is_not_believed_to_differ(tmp_path: Path) -> None:
     mine = written(
         tmp_path,
@@ -205,8 +237,11 @@ def test_a_pair_that_others_contradict_is_not_believed_to_differ(tmp_path: Path)
 def test_a_set_without_a_question_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"1 lines: no JSON"):
         read(written(tmp_path, "{"))
-    with pytest.raises(ConfigError, match=r"no labelled questions"):
+    with pytest.raises(ConfigError, match=r"there is no such file or folder"):
         read(tmp_path / "nothing")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match=r"no labelled questions in its \*\.jsonl"):
+        read(tmp_path / "folder")
 
 
 def test_a_sample_has_classes_with_all_that_is_different_from_them(tmp_path: Path) -> None:
@@ -235,13 +270,10 @@ def test_a_seed_makes_the_same_stream_again_and_another_seed_another() -> None:
 
 
 def test_kinds_come_in_the_shares_of_the_profile() -> None:
-    kinds = Counter[str](ask.kind for ask in asks(PROFILES["faq"], requests=600))
+    kinds = Counter[str](ask.kind for seed in range(4) for ask in asks(PROFILES["faq"], requests=600, seed=seed))
 
-    for kind, share in {"exact": 0.18, "paraphrase": 0.30, "follow-up": 0.15}.items():
-        assert kinds[kind] / 600 == pytest.approx(share, abs=0.04)
-    # Each near question is a trap once; where there are no more of them, the request is one that nobody asked before.
-    assert 0.06 < kinds["trap"] / 600 < 0.14
-    assert (kinds["trap"] + kinds["unique"]) / 600 == pytest.approx(0.37, abs=0.04)
+    for kind, share in {"exact": 0.18, "paraphrase": 0.30, "trap": 0.10, "follow-up": 0.15, "unique": 0.27}.items():
+        assert kinds[kind] / 2_400 == pytest.approx(share, abs=0.04)
 
 
 def test_every_phrasing_is_used_once_before_any_is_used_again() -> None:

@@ -77,6 +77,21 @@ def test_an_override_that_cannot_be_read_is_as_good_as_none(tmp_path: Path) -> N
     assert changed == Override(threshold=0.9)
 
 
+@pytest.mark.parametrize(
+    ("name", "what"), [("tuned", "certify again"), ("override", "say it again"), ("watch", "audits begin anew")]
+)
+def test_a_damaged_file_is_named_with_what_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, what: str
+) -> None:
+    (tmp_path / f"e.{name}.json").write_bytes(b"{torn")
+
+    known = Tuning(TuningFiles(path=tmp_path)).known("e")
+
+    assert known.tuned is None
+    assert f"tuning/e.{name}.json in storage.path is damaged" in caplog.text
+    assert what in caplog.text
+
+
 def test_a_change_that_cannot_be_kept_is_a_backend_error(tmp_path: Path) -> None:
     (tmp_path / "tuning").write_bytes(b"no folder")
 

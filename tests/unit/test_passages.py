@@ -133,7 +133,11 @@ def test_a_text_that_is_not_of_the_template_is_looked_at_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("expression", "problem"),
-    [("(", "not an RE2"), ("(?=a)(?P<question>b)", "not an RE2"), ("ASKED>(.*)", "no group")],
+    [
+        ("(", r"not an RE2 expression: missing \): \("),
+        ("(?=a)(?P<question>b)", "not an RE2"),
+        ("ASKED>(.*)", "no group"),
+    ],
 )
 def test_a_template_that_cannot_be_used_says_why(expression: str, problem: str) -> None:
     with pytest.raises(TemplateError, match=problem):

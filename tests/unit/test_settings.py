@@ -336,6 +336,14 @@ def found_here(tmp_path: Path) -> Refusing:
         ("cache: {embedder: {path: HERE/none}}", "cache.embedder.path: there is no folder HERE/none"),
         ("cache: {embedder: {path: HERE}}", "cache.embedder.path: HERE lacks model.onnx and tokenizer.json"),
         (
+            "endpoints: [{name: faq, cache: {second_opinion: {kind: onnx, path: HERE/none}}}]",
+            "endpoints.0.cache.second_opinion.path: there is no folder HERE/none",
+        ),
+        (
+            "endpoints: [{name: faq, cache: {second_opinion: {kind: onnx, path: HERE}}}]",
+            "endpoints.0.cache.second_opinion.path: HERE lacks model.onnx, tokenizer.json",
+        ),
+        (
             "server: {host: no.such.invalid}\nkeys: {require: true}",
             "server.host: no.such.invalid is neither an address nor a name that can be looked up",
         ),
@@ -741,6 +749,28 @@ def test_doubts_are_warnings_and_not_errors(loaded: Loading) -> None:
         "cache.exact.store: each worker has a cache of its own; lmdb is shared",
         "endpoints.0.cache.threshold: has no effect with mode: exact",
     )
+
+
+@pytest.mark.parametrize(
+    ("cache", "warnings"),
+    [
+        ("{mode: exact, max_wrong_hit_rate: 0.01}", ["max_wrong_hit_rate: has no effect with mode: exact"]),
+        ("{mode: exact, audit_rate: 0.1}", ["audit_rate: has no effect with mode: exact"]),
+        (
+            "{max_wrong_hit_rate: 0.01, lookups: off}",
+            ["lookups: off leaves keepgate tune nothing of the endpoint's own to certify from"],
+        ),
+        (
+            "{threshold: 0.9, second_opinion: {kind: judge, model: demo/demo}}",
+            ["second_opinion: has no effect with a threshold: nobody is asked"],
+        ),
+        ("{max_wrong_hit_rate: 0.01, audit_rate: 0.1}", []),
+    ],
+)
+def test_what_does_not_go_together_in_a_cache_is_a_warning(loaded: Loading, cache: str, warnings: list[str]) -> None:
+    settings = loaded(f"endpoints: [{{name: default, cache: {cache}}}]")
+
+    assert settings.warnings == tuple(f"endpoints.0.cache.{warning}" for warning in warnings)
 
 
 def test_the_documentation_names_every_key() -> None:
