@@ -25,6 +25,7 @@ _HALVINGS = 50
 _FALSE_ALARM_EVERY = 1_000.0
 # A broken limit moves the cut to where at most this share of the errors is expected.
 _TIGHTEN = 0.5
+_MOST_BORNE = 0.999
 
 
 class Watch(msgspec.Struct, frozen=True):
@@ -62,17 +63,26 @@ class Watch(msgspec.Struct, frozen=True):
         return lower_bound(self.wrong, self.seen, self.confidence)
 
 
-def watch(certificate: Certificate, curve: Curve) -> Watch:
-    """Begins at the certificate's cut, which is one of the curve's. Raises `ValueError` where it is not."""
+def watch(certificate: Certificate, curve: Curve, *, misjudged: float = 0.0) -> Watch:
+    """Begins at the certificate's cut, which is one of the curve's. Raises `ValueError` where it is not.
+
+    Audits compare answers automatically, and of right ones call the share
+    `misjudged` different: so many more are borne before the limit is broken.
+    """
     if certificate.cut not in curve.cuts:
         raise ValueError("the certificate is not about this curve")
     return Watch(
-        limit=certificate.limit,
+        limit=borne(certificate, misjudged),
         confidence=certificate.confidence,
         curve=curve,
         certified=certificate.cut,
         cut=certificate.cut,
     )
+
+
+def borne(certificate: Certificate, misjudged: float) -> float:
+    """The share of audits that may come out different while the limit is kept."""
+    return min(certificate.limit + (1 - certificate.limit) * misjudged, _MOST_BORNE)
 
 
 def audited(watch: Watch, *, wrong: bool) -> Watch:

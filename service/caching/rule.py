@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from service.caching.fit import Fit, default_fit
-from service.caching.online import Watch
+from service.caching.online import Watch, borne
 from service.caching.tuned import Tuned, refusal
 from service.caching.verifier import Verifier
 
@@ -86,7 +86,8 @@ def _limited(
         certified = tuned.certificate.cut
         cut: float | None = certified
         strictest = tuned.curve.cuts[min(range(len(tuned.curve.cuts)), key=tuned.curve.wrong.__getitem__)]
-        if watch is not None and watch.certified == certified and watch.limit == tuned.certificate.limit:
+        now_borne = borne(tuned.certificate, tuned.misjudged)
+        if watch is not None and watch.certified == certified and watch.limit == now_borne:
             cut = watch.cut
         now = math.inf if cut is None else cut
         return Rule("fit", now, certified, tuned.fit, certified=True, watched=strictest)

@@ -11,13 +11,15 @@ TUNED, OVERRIDE, WATCH = "tuned", "override", "watch"
 
 class Tuned(msgspec.Struct, frozen=True):
     """What `keepgate tune` found: the endpoint's own score, what it is expected to do at each cut, and the certificate
-    or what is missing for one."""
+    or what is missing for one. `misjudged` is the share of pairs with one answer, by people or a judge, that comparing
+    answers automatically calls different: an upstream that words each answer anew has a large one."""
 
     endpoint: str
     fit: Fit
     curve: Curve
     certificate: Certificate | None = None
     shortfall: Shortfall | None = None
+    misjudged: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises `ValueError` for what contradicts itself: it may come from a file."""

@@ -71,7 +71,7 @@ class Tuning:
         tuned = self._read(endpoint, TUNED, Tuned)
         if tuned is None or tuned.certificate is None:
             return None
-        fresh = watch(tuned.certificate, tuned.curve)
+        fresh = watch(tuned.certificate, tuned.curve, misjudged=tuned.misjudged)
 
         def changed(content: bytes | None) -> bytes:
             now = fresh if content is None else _decoded(content, Watch) or fresh

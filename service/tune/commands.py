@@ -51,6 +51,9 @@ from service.tune.wording import count, percent, plain, tell
 from service.wiring import make_embedder, make_second_opinion, make_upstream, open_tuning, storage
 
 LIMIT = 0.01
+# Pairs that people or a judge called right, before it is believed how many of such come out different.
+_ENOUGH_COMPARED = 20
+_MUCH_MISJUDGED = 0.05
 
 
 class BadUsage(Exception):
@@ -142,11 +145,20 @@ def from_log(settings: Settings, endpoint: str, files: Sequence[Path], asked: As
     log, learned = _log(place, files, since=since)
     tell_beforehand(limit, asked.confidence, about(log))
     tell_log(log, learned)
+    different, compared = lookup_log.misjudged(log)
+    misjudged = different / compared if compared >= _ENOUGH_COMPARED else 0.0
+    if misjudged > _MUCH_MISJUDGED:
+        tell(
+            f"  {percent(misjudged)} of {count(compared, 'pair')} with one answer came out different when answers were "
+            "compared automatically: audits bear so many more before they tighten the cut",
+            sys.stderr,
+        )
     return _certify(
         place,
         learned.samples,
         limit,
         asked,
+        misjudged=misjudged,
         read={
             "files": [str(file) for file in log.files],
             "rows": log.rows,
@@ -441,7 +453,7 @@ async def _measured(place: Place, read: Labelled) -> Samples:
     return joined(kinds)
 
 
-def _certify(place: Place, samples: Samples, limit: float, asked: Asked, *, read: Json) -> int:
+def _certify(place: Place, samples: Samples, limit: float, asked: Asked, *, read: Json, misjudged: float = 0.0) -> int:
     for what, number in samples.left_out.items():
         tell(f"  {number:,} left out: {what}", sys.stderr)
     found = certifying.certified(
@@ -453,6 +465,7 @@ def _certify(place: Place, samples: Samples, limit: float, asked: Asked, *, read
         verifier=place.trained,
         date=date(time.time()),
     )
+    found = found._replace(tuned=msgspec.structs.replace(found.tuned, misjudged=misjudged))
     stays = certifying.stays(
         place.known.tuned, found, limit=place.limit, embedder=place.embedder.revision, verifier=place.trained
     )

@@ -225,6 +225,23 @@ def texts(log: Log, pair: Pair) -> Lookup | None:
     return row if same and isinstance(row, Lookup) else None
 
 
+def misjudged(log: Log) -> tuple[int, int]:
+    """Of the pairs that people or a judge called right and that were compared automatically, too: how many came out
+    different, and how many there are."""
+    right, wrong, same, different = (
+        sum(_bit(by, wrong=False) for by in _BY[:2]),
+        sum(_bit(by, wrong=True) for by in _BY[:2]),
+        _bit("automatic", wrong=False),
+        _bit("automatic", wrong=True),
+    )
+    known = [
+        pair.said
+        for pair in log.pairs.values()
+        if pair.said & right and not pair.said & wrong and pair.said & (same | different)
+    ]
+    return sum(bool(said & different) for said in known), len(known)
+
+
 def add(storage: Path, verdicts: Iterable[Verdict]) -> None:
     """At the end of the log, whoever else writes there; returns when it is kept. Raises `OSError`."""
     content = b"".join(encoded(verdict) + b"\n" for verdict in verdicts)

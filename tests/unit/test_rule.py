@@ -113,3 +113,27 @@ def test_what_was_decided_otherwise_has_another_revision(verifier: Verifier) -> 
 
     assert len({found.revision for found in rules}) == len(rules)
     assert decide(verifier).revision == decide(verifier).revision
+
+
+def test_audits_bear_what_comparing_answers_gets_wrong(verifier: Verifier) -> None:
+    known = msgspec.structs.replace(tuned(verifier), misjudged=0.3)
+    assert known.certificate is not None
+    strict, patient = watch(known.certificate, known.curve), watch(known.certificate, known.curve, misjudged=0.3)
+
+    for at in range(200):
+        strict, patient = audited(strict, wrong=at % 4 == 0), audited(patient, wrong=at % 4 == 0)
+
+    assert strict.cut != CUTS[50]
+    assert patient.cut == CUTS[50]
+    assert decide(verifier, limit=0.02, tuned=known, watch=patient).cut == CUTS[50]
+
+
+def test_audits_still_find_a_change_for_the_worse(verifier: Verifier) -> None:
+    known = tuned(verifier)
+    assert known.certificate is not None
+    now = watch(known.certificate, known.curve, misjudged=0.3)
+
+    for at in range(100):
+        now = audited(now, wrong=at % 4 != 0)
+
+    assert now.cut != CUTS[50]

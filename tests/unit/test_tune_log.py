@@ -221,3 +221,22 @@ def test_what_a_cut_would_serve_is_asked_first_by_lot_then_what_is_near_below(tm
     assert names[:39] != sorted(names[:39])
     assert names[39:] == [f"below {i}" for i in reversed(range(10))]
     assert asked.chances[39:] == sorted(asked.chances[39:], reverse=True)
+
+
+def test_how_often_a_right_answer_comes_out_different_is_known_from_what_people_said_of_it(tmp_path: Path) -> None:
+    log = read(
+        written(
+            tmp_path,
+            lookup("right, and compared as such", outcome="same"),
+            lookup("right, in other words", outcome="different"),
+            lookup("wrong", outcome="different"),
+            lookup("nobody said", outcome="different"),
+            lookup("never compared"),
+            verdict("right, and compared as such"),
+            verdict("right, in other words"),
+            verdict("wrong", wrong=True),
+            verdict("never compared"),
+        )
+    )
+
+    assert lookup_log.misjudged(log) == (1, 2)
