@@ -39,7 +39,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
     namespace in which its question can be found by likeness.
 
     With `alias_of` it is no answer: the question was answered by that entry, at
-    this `similarity`, under this `rule`.
+    this `similarity`, under this `rule`; without a `question` it was taken out of
+    its conversation for that.
     """
 
     completion: Completion

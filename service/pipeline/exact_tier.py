@@ -87,7 +87,7 @@ class ExactTier:
         entry = None if value is None else decoded(value)
         if entry is None or entry.rule != rule or entry.similarity < context.directives.threshold:
             return key
-        return entry.alias_of or key
+        return entry.alias_of if entry.alias_of and entry.question else key
 
     async def last(self, context: Context, key: str) -> Entry | None:
         """The answer that lies under the key, however old it is."""
@@ -149,11 +149,19 @@ class ExactTier:
         return await self._put(context, entry, ttl + context.endpoint.stale)
 
     async def alias(
-        self, context: Context, key: str, entry: Entry, *, similarity: float, rule: str, acted: tuple[str, ...] = ()
+        self,
+        context: Context,
+        key: str,
+        entry: Entry,
+        *,
+        similarity: float,
+        rule: str,
+        acted: tuple[str, ...] = (),
+        question: str = "",
     ) -> None:
         """Notes that the request of `key` is answered by `entry`, as long as that is fresh: asked again, it is found
-        without an embedding, and what is asked after it knows what came before. `acted`: on the request and the
-        answer."""
+        without an embedding. `acted`: on the request and the answer. `question`: of the request, where the turns before
+        it were found equal, too: then what is asked after it knows what came before."""
         now = self._clock()
         if entry.expires_at > now:
             nothing = Completion(b"", entry.completion.model, Usage())
@@ -164,6 +172,7 @@ class ExactTier:
                 key,
                 "",
                 acted,
+                question=question,
                 alias_of=entry.entry_id,
                 similarity=similarity,
                 rule=rule,

@@ -297,7 +297,7 @@ class Gateway:
                     if not is_fresh:
                         self._refresh(original, context, route, choice, key, meaning)
                     elif not flight.issued and screened.keepable and asked.store:
-                        await self._alias(context, key, found, revision)
+                        await self._alias(context, key, asking, found, revision)
                     if not context.audit:
                         await self._outcomes.note(context, asking, found, rule)
                         return
@@ -349,11 +349,14 @@ class Gateway:
             if lead is not None:
                 await lead.end()
 
-    async def _alias(self, context: Context, key: str, found: Found, revision: str) -> None:
+    async def _alias(self, context: Context, key: str, asking: Question, found: Found, revision: str) -> None:
         entry, similarity = found.entry, found.similarity
         if entry is not None and similarity is not None and not entry.masked:
             acted = _joined(context.acted, entry.acted)
-            await self.exact.alias(context, key, entry, similarity=similarity, rule=revision, acted=acted)
+            question = "" if asking.history == "dropped" else asking.namespace
+            await self.exact.alias(
+                context, key, entry, similarity=similarity, rule=revision, acted=acted, question=question
+            )
 
     async def _learn(
         self,

@@ -292,7 +292,7 @@ async def test_who_asks_for_more_likeness_gets_it_of_earlier_turns_too(tmp_path:
     key = "k" * 64
     answer = Completion(b"{}", "m", Usage(1, 1), ("stop",))
     entry = path.exact.entry(context, "e" * 64, answer, "scripted/m")
-    await path.exact.alias(context, key, entry, similarity=0.8, rule=path.semantic.revision(context))
+    await path.exact.alias(context, key, entry, similarity=0.8, rule=path.semantic.revision(context), question="n")
     strict = msgspec.structs.replace(context, directives=msgspec.structs.replace(context.directives, threshold=0.9))
 
     assert await path.exact.canonical(context, key, rule=path.semantic.revision(context)) == entry.entry_id
@@ -346,3 +346,20 @@ async def test_an_alias_is_served_unaudited_where_no_look_up_could_decide_anew(t
 
     assert "detail=alias" in found.headers["cache-status"]
     assert path.upstream.calls == calls
+
+
+async def test_a_turn_answered_without_its_history_does_not_make_two_conversations_one(tmp_path: Path) -> None:
+    path = await opened(tmp_path, context="last-turn-if-self-contained")
+    everest, first = "How tall is Mount Everest?", "And how large is the country that I asked about before that?"
+    peru, chad = ("Tell me about Peru.", "It lies in America."), ("Tell me about Chad.", "It lies in Africa.")
+    await path.ask(*peru, everest)
+    apart = await path.ask(*chad, everest)
+    alias = await path.ask(*chad, everest)
+    path.upstream.text = "Peru has 1.3 million square kilometres."
+    await path.ask(*peru, everest, ANSWER, first)
+
+    other = await path.ask(*chad, everest, ANSWER, first, cache_control="only-if-cached")
+
+    assert apart.headers["x-keepgate-cache"] == "semantic"
+    assert "detail=alias" in alias.headers["cache-status"]
+    assert other.status == 504
