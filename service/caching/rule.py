@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from service.caching import vetoes
 from service.caching.fit import Fit, default_fit
 from service.caching.online import Watch, borne
 from service.caching.tuned import Tuned, refusal
@@ -67,7 +68,7 @@ def rule(
     else:
         found = _limited(limit, verifier, embedder, trained, tuned, watch)
     found = msgspec.structs.replace(found, embedder=embedder, verifier=trained)
-    named = repr(msgspec.structs.astuple(found)).encode()
+    named = repr((vetoes.REVISION, msgspec.structs.astuple(found))).encode()
     return msgspec.structs.replace(found, revision=blake2b(named, digest_size=8).hexdigest())
 
 

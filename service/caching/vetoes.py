@@ -10,6 +10,9 @@ from collections import Counter
 from service.caching.features import Prepared, counts, prepare
 from service.caching.vocabulary import opposites
 
+# Another one whenever they decide otherwise: what was decided under an earlier one is decided anew.
+REVISION = 1
+
 
 def veto(asked: str, stored: str) -> str | None:
     """`conflict` of two texts that are not prepared."""

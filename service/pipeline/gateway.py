@@ -298,7 +298,8 @@ class Gateway:
                         self._refresh(original, context, route, choice, key, meaning)
                     elif not flight.issued and screened.keepable and asked.store:
                         await self._alias(context, key, asking, found, revision)
-                    if not context.audit:
+                    # What is stale is asked for anyway, and may differ because the world did.
+                    if not context.audit or not is_fresh:
                         await self._outcomes.note(context, asking, found, rule)
                         return
                     await self._outcomes.audited(
@@ -380,8 +381,15 @@ class Gateway:
         # An embedder that was down a moment ago is not waited for again.
         if kept and found.detail != "degraded":
             alias_of = belongs(found.look, drawn, self.semantic.verifier)
+            if alias_of and not await self._still_says(context, alias_of, drawn):
+                alias_of = ""
             await self.semantic.keep(context, asking, found.vector, entry, sketch=drawn, alias_of=alias_of)
         await self._outcomes.missed(context, asking, found, rule, entry.completion, drawn)
+
+    async def _still_says(self, context: Context, key: str, drawn: bytes) -> bool:
+        """Whether that entry's answer agrees: a refresh may have changed it since its question was kept."""
+        canonical = await self.exact.last(context, key)
+        return canonical is not None and says_the_same(drawn, await sketch(canonical.completion)) is True
 
     async def _asked_anew(self, request: Request, context: Context, route: Route, choice: Choice) -> Completion | None:
         """The upstream's answer to what a hit was served for. Nobody sees it, and it is paid for like any other. None
@@ -538,8 +546,10 @@ class Gateway:
 
     async def _parents(self, request: Request, context: Context, meaning: tuple[str, ...]) -> tuple[str, ...]:
         """What stands for the turns before the last: the entry that answered them, which may be another wording's."""
+        if self.semantic is None or context.endpoint.context == "last-turn":
+            return ()
         turn_before = before(request.body, meaning)
-        if turn_before is None or self.semantic is None:
+        if turn_before is None:
             return ()
         key, answer = turn_before
         return (parent(await self.exact.canonical(context, key, rule=self.semantic.revision(context)), answer),)
