@@ -43,7 +43,7 @@ class Weights(msgspec.Struct, frozen=True):
 
 # For a judge that nobody measured beside the verifier. A yes adds .42 to the log odds, which lies between the cuts of
 # 1 and 2 % of different questions served; a no takes 1.1, which lies between those of .15 and 1 %. So one that says yes
-# to everything makes the cache serve as at the 2 % cut.
+# to everything makes the cache serve about as at the 2 % cut (2.3 % of 12,695 different pairs).
 DEFAULT = Weights(bias=-0.34, chance=1.0, opinion=0.76, most=1.0)
 
 

@@ -179,7 +179,11 @@ class SemanticTier:
         stored = [read(one.payload).text for one in near]
         known = [_prepared(one) for one in stored]
         found = self.verifier.probabilities(asked, known, [one.similarity for one in near])
-        chances = [p if p and not conflict(asked, one) else None for p, one in zip(found, known, strict=True)]
+        # Of the same words in another order, the verifier knows more than models that read both.
+        chances = [
+            None if not p or conflict(asked, one) or sorted(asked.words) == sorted(one.words) else p
+            for p, one in zip(found, known, strict=True)
+        ]
 
         def serves(place: int, chance: float) -> bool:
             if rule.by == "verifier":
