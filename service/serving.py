@@ -135,6 +135,7 @@ class _Server(uvicorn.Server):
 
 def _work(launch: Launch, listener: socket.socket, *, slot: int, started: Callable[[], None]) -> int:
     """One worker, from its parts to its end. Calls `started` when it serves."""
+    gc.disable()  # what is made until it serves stays, and looking through it takes a tenth of a second
     settings = launch.settings
     runtime = Runtime(
         settings,
@@ -190,6 +191,7 @@ async def _served(
     # Objects of requests die young. While a body of 10 MB is screened in a thread a full collection would walk over all
     # of it several times, and nobody else runs meanwhile: up to 0.4 s each.
     gc.set_threshold(*_COLLECTING)
+    gc.enable()
     started()
     try:
         await server.serve(sockets=[listener])

@@ -149,7 +149,7 @@ class Traffic:
         return httpx.post(self._url, json=question(text, model=self._model), headers=headers, timeout=30)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_hits_go_on_through_a_switch_and_back(
     tmp_path: Path, mock: Mock, model: str, stores: Json, workers: int
 ) -> None:
@@ -159,12 +159,12 @@ def test_hits_go_on_through_a_switch_and_back(
         stored = {topic: keep(gateway, topic, model) for topic in PAIRS[:6]}
         for topic in stored:
             found_in_other_words(gateway, topic, model)
-        by_onnx = in_other_words(gateway, PAIRS[0], model).headers["x-keepgate-similarity"]
+        by_onnx = found_in_other_words(gateway, PAIRS[0], model).headers["x-keepgate-similarity"]
 
         with Traffic(gateway, stored, PAIRS[6:20], model) as there:
             eventually(lambda: len(there.kept) > len(stored))
             switched(gateway, static, workers=workers)
-        by_static = in_other_words(gateway, PAIRS[0], model).headers["x-keepgate-similarity"]
+        by_static = found_in_other_words(gateway, PAIRS[0], model).headers["x-keepgate-similarity"]
         judged_by_static = gateway.admin("GET", "/status").json()["verifier"]
         for topic, answer in there.kept.items():
             assert text_of(found_in_other_words(gateway, topic, model)) == answer
@@ -172,7 +172,7 @@ def test_hits_go_on_through_a_switch_and_back(
         with Traffic(gateway, stored, PAIRS[20:], model) as back:
             eventually(lambda: len(back.kept) > len(stored))
             switched(gateway, onnx, workers=workers)
-        by_onnx_again = in_other_words(gateway, PAIRS[0], model).headers["x-keepgate-similarity"]
+        by_onnx_again = found_in_other_words(gateway, PAIRS[0], model).headers["x-keepgate-similarity"]
         for topic, answer in (there.kept | back.kept).items():
             assert text_of(found_in_other_words(gateway, topic, model)) == answer
         log = gateway.log()
@@ -259,6 +259,7 @@ def test_an_embedder_that_is_none_leaves_the_old_one_at_work(tmp_path: Path, moc
     assert found.headers["x-keepgate-cache"] == "semantic"
 
 
+@pytest.mark.full
 def test_a_stream_that_began_before_ends_in_order_and_is_found_after(tmp_path: Path, mock: Mock, model: str) -> None:
     onnx, static = (with_embedder(tmp_path, mock, embedder) for embedder in (ONNX, STATIC))
     with running_gateway(tmp_path, onnx) as gateway:

@@ -244,7 +244,7 @@ async def test_a_server_of_another_kind_is_named(tmp_path: Path) -> None:
         link = ("--replicaof", "127.0.0.1", str(master.port))
         with (
             redis_alone(tmp_path / "replica", *link) as replica,
-            redis_alone(tmp_path / "cluster", "--cluster-enabled", "yes") as cluster,
+            redis_alone(tmp_path / "cluster", "--cluster-enabled", "yes", port=free_port(below=55_536)) as cluster,
         ):
             async with opened(at(replica)) as store:
                 with pytest.raises(BackendError, match="must name the master"):

@@ -14,12 +14,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def free_port() -> int:
+def free_port(*, below: int = 65536) -> int:
     """A TCP port nobody listens on now; somebody may by the time it is used."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            if port < below:
+                return port
 
 
 @dataclass(frozen=True)

@@ -177,8 +177,12 @@ def test_nothing_of_a_text_is_lost(text: str) -> None:
 )
 def test_a_hostile_text_is_cut_in_a_moment(piece: str) -> None:
     text = piece * (100_000 // len(piece))
+
+    # The quickest of three: a collection of everything the suite holds takes a second as well.
+    assert min(_seconds(text) for _ in range(3)) < 0.5
+
+
+def _seconds(text: str) -> float:
     started = time.process_time()
-
     cut(text)
-
-    assert time.process_time() - started < 1.0
+    return time.process_time() - started
