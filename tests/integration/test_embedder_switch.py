@@ -291,6 +291,7 @@ def test_a_stream_that_began_before_ends_in_order_and_is_found_after(tmp_path: P
     assert still.headers["x-keepgate-cache"] == "semantic"
 
 
+@pytest.mark.full
 def test_who_changes_their_mind_again_and_again_ends_with_what_was_said_last(
     tmp_path: Path, mock: Mock, model: str
 ) -> None:

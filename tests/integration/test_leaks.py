@@ -232,6 +232,7 @@ def test_nothing_screened_by_other_rules_is_served(tmp_path: Path, provider: Fak
     assert {told for _, told in after} == {"after"}
 
 
+@pytest.mark.full
 def test_vectors_of_another_embedder_are_never_searched(tmp_path: Path, provider: Fake) -> None:
     with place(tmp_path, provider) as gateway:
         each_topic(gateway, "before", WORDINGS[0])

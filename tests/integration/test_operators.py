@@ -567,6 +567,7 @@ def test_where_keys_are_required_entries_of_nobody_are_not_made(tmp_path: Path, 
     assert "name a key, or set cache.scope: endpoint" in done.stderr
 
 
+@pytest.mark.full
 def test_a_shared_store_is_warmed_up_and_reported_to_from_anywhere(
     tmp_path: Path, mock: Mock, model: str, faq: Path, store_server: Callable[[str], Server]
 ) -> None:

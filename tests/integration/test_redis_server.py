@@ -337,6 +337,7 @@ async def test_a_server_that_hangs_costs_the_callers_deadline_and_answers_right_
         assert found == [str(number).encode() for number in reversed(range(100))]
 
 
+@pytest.mark.full
 async def test_a_store_that_waits_for_a_hanging_server_closes_within_the_time_of_one_answer(tmp_path: Path) -> None:
     with redis_alone(tmp_path / "redis") as server:
         store = RedisStore(address=at(server))
