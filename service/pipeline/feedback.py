@@ -22,6 +22,7 @@ from models.key import VirtualKey
 from service.caching.lookups import Lookup, Row, Verdict, decoded, encoded
 from service.caching.stored import read
 from service.pipeline.exact_tier import decoded as entry_of
+from service.telemetry.recorder import append
 
 EVERYONE = "everyone"
 # Seconds. A remote store walks over all its keys to list its namespaces, a vector store over all of a namespace.
@@ -30,7 +31,6 @@ _WALKING = 20.0
 _AT_ONCE = 64
 # Bytes of the log's end that are searched: some 40,000 look-ups.
 _SEARCHED = 16 << 20
-_NEWLINE = b"\n"
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -210,16 +210,7 @@ def _rows(log: Path, wanted: Collection[bytes], searched: int) -> Iterable[Row]:
 
 def recorded(log: Path, verdict: Verdict) -> None:
     """Appends a row, whole: other processes append to the same file. Raises `BackendError`."""
-    line = encoded(verdict) + _NEWLINE
     try:
-        descriptor = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            end = os.lseek(descriptor, 0, os.SEEK_END)
-            if end and os.pread(descriptor, 1, end - 1) != _NEWLINE:
-                line = _NEWLINE + line  # somebody was stopped in the middle of theirs
-            if os.write(descriptor, line) != len(line):
-                raise BackendError(f"{log} cannot be written: no room")
-        finally:
-            os.close(descriptor)
+        append(log, encoded(verdict) + b"\n")
     except OSError as error:
         raise BackendError(f"{log} cannot be written: {error.strerror}") from error

@@ -7,6 +7,7 @@ is written in the same way.
 """
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -269,6 +270,23 @@ class Recorder:
         os.close(self._descriptor)
         self._descriptor = descriptor
         self._torn = False
+
+
+def append(path: Path, lines: bytes) -> None:
+    """Adds whole lines to a file that others append to as well; returns when they are kept. Raises `OSError`."""
+    # By name each time: the file may have been renamed since the last one.
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        # What another is just writing looks like a line that was cut off.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        end = os.lseek(descriptor, 0, os.SEEK_END)
+        if end and os.pread(descriptor, 1, end - 1) != b"\n":
+            lines = b"\n" + lines  # a line that was cut off stays one of its own
+        if os.write(descriptor, lines) != len(lines):
+            raise OSError(errno.ENOSPC, "no room for it")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _opened(path: Path) -> int:

@@ -4,7 +4,6 @@ Memory grows with the pairs that are kept, never with the log: texts stay in
 the file until somebody looks at one.
 """
 
-import fcntl
 import math
 import os
 from collections import Counter
@@ -19,6 +18,7 @@ from service.caching.agreement import Agreement
 from service.caching.certificate import Label, Labeller, settle
 from service.caching.fit import COLUMNS, features_of
 from service.caching.lookups import LOG, OLDER, Lookup, Verdict, decoded, encoded
+from service.telemetry.recorder import append
 from service.tune.labelled import Progress, Unread, digest, numbered_lines
 from service.tune.lot import Lot
 from service.tune.samples import Samples
@@ -244,20 +244,7 @@ def misjudged(log: Log) -> tuple[int, int]:
 
 def add(storage: Path, verdicts: Iterable[Verdict]) -> None:
     """At the end of the log, whoever else writes there; returns when it is kept. Raises `OSError`."""
-    content = b"".join(encoded(verdict) + b"\n" for verdict in verdicts)
-    # By name each time: the file may have been renamed since the last one.
-    log = os.open(storage / LOG, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        # Another verdict that is being written looks like a line that was cut off.
-        fcntl.flock(log, fcntl.LOCK_EX)
-        end = os.lseek(log, 0, os.SEEK_END)
-        if end and os.pread(log, 1, end - 1) != b"\n":
-            content = b"\n" + content  # a line that was cut off stays one of its own
-        if os.write(log, content) != len(content):
-            raise OSError(28, "no room for it")
-        os.fsync(log)
-    finally:
-        os.close(log)
+    append(storage / LOG, b"".join(encoded(verdict) + b"\n" for verdict in verdicts))
 
 
 def _row(line: bytes) -> Lookup | Verdict | None:
