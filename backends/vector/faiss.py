@@ -1,7 +1,6 @@
 """The embedded vector store: one machine's processes share it through LMDB, each searches its own memory."""
 
 import asyncio
-import fcntl
 import logging
 import math
 import os
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.environment import open_environment
+from backends.process_lock import alone
 from backends.vector import snapshot
 from backends.vector.base import Neighbor, StoredVector, Vector
 from backends.vector.checks import check_shape
@@ -350,8 +350,8 @@ class FaissStore:
         self._adopt_all()
         if not self._grown:
             return
-        with _alone(self._directory / "indexing") as alone:
-            if alone:
+        with alone(self._directory / "indexing") as is_alone:
+            if is_alone:
                 snapshot.remove_all_but(self._directory, self._adopt_all())
                 while (work := self._next_work()) is not None:
                     self._make(work)
@@ -512,21 +512,6 @@ def _restored(segments: list[Segment], numbers: NDArray[np.int64]) -> tuple[list
         kept.append(segment)
         numbers = numbers[high:]
     return kept, numbers
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Whether no other process is within; the system lets go of it when a process dies."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
 
 
 def _closest_of_many(views: Sequence[View], query: Vector, *, limit: int, now: float) -> list[tuple[int, float]]:

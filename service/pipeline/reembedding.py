@@ -6,13 +6,12 @@ or that another process did, costs a walk over both stores and no more.
 """
 
 import asyncio
-import fcntl
 import logging
 import os
 import time
 from array import array
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 
 from backends.embedding.base import Embedder
 from backends.exact.base import ExactStore
+from backends.process_lock import alone
 from backends.vector.base import Neighbor, StoredVector, Vector, VectorStore
 from models.errors import BackendError, ConfigError, TextRefused
 from service.caching.stored import read
@@ -226,8 +226,8 @@ class Reembedding:
 
     async def _passed(self) -> bool:
         """Whether all is there now; False while another process is at it. Raises `BackendError` or `OSError`."""
-        with _alone(self._lock) as alone:
-            if not alone:
+        with alone(self._lock) as is_alone:
+            if not is_alone:
                 return False
             self.state, self.refused = "embedding", 0
             if self.both is not None:
@@ -357,21 +357,6 @@ class _Known:
 def _mark(namespace: str, entry_id: str) -> int:
     named = f"{namespace}\0{entry_id}".encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(named, digest_size=8).digest(), signed=True)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Whether no other process is within; the system lets go of it when a process dies."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
 
 
 # --- what outlives the process
