@@ -13,4 +13,16 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime  # after the variable, as said above
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
-__all__ = ["errors", "onnxruntime"]
+__all__ = ["ERRORS", "errors", "onnxruntime"]
+
+# They have no base class of their own.
+ERRORS = (
+    errors.EPFail,
+    errors.Fail,
+    errors.InvalidArgument,
+    errors.InvalidGraph,
+    errors.InvalidProtobuf,
+    errors.NoSuchFile,
+    errors.NotImplemented,
+    errors.RuntimeException,
+)

@@ -15,8 +15,7 @@ from backends.embedding.batching import OneThread, SharedEmbeddings, Vector, uni
 from backends.embedding.hub import HubModel, is_name
 from backends.embedding.model_cache import content_mark
 from backends.embedding.recipe import ABOUT, Pooling, Recipe, read_recipe, window_of
-from backends.embedding.runtime import errors as ort_errors
-from backends.embedding.runtime import onnxruntime
+from backends.embedding.runtime import ERRORS, onnxruntime
 from backends.embedding.tokens import Reader, spell
 from models.errors import BackendError, ConfigError
 
@@ -27,18 +26,6 @@ _GRAPHS = ("model.onnx", "onnx/model.onnx")
 _SENTENCE = "sentence_embedding"
 _STATES = ("last_hidden_state", "token_embeddings")
 _INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
-
-# ONNX Runtime's exceptions have no base class of their own.
-_RUNTIME_ERRORS = (
-    ort_errors.EPFail,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
 
 
 class OnnxEmbedder:
@@ -143,7 +130,7 @@ class _Encoder:
         options.enable_mem_pattern = False
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except _RUNTIME_ERRORS as error:
+        except ERRORS as error:
             raise BackendError(f"{path} cannot be loaded: {error}") from error
         self._inputs = {item.name: _INTEGERS.get(item.type) for item in self._session.get_inputs()}
         foreign = [name for name, kind in self._inputs.items() if name not in _FILLED or kind is None]
@@ -165,7 +152,7 @@ class _Encoder:
         values = {name: _FILLED[name](row).astype(kind, copy=False) for name, kind in self._inputs.items()}
         try:
             states: NDArray[Any] = self._session.run([self._output], values)[0][0]
-        except _RUNTIME_ERRORS as error:
+        except ERRORS as error:
             # Not its message: that may quote the values.
             raise BackendError(f"ONNX Runtime failed on {len(ids)} tokens ({type(error).__name__})") from error
         if states.ndim == 1:

@@ -14,23 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from backends.onnx_runtime import errors as ort_errors
-from backends.onnx_runtime import onnxruntime
+from backends.onnx_runtime import ERRORS, onnxruntime
 from models.errors import BackendError, ConfigError, TextRefused, TextTooLong
 
 T = TypeVar("T")
-
-# ONNX Runtime's exceptions have no base class of their own.
-_RUNTIME_ERRORS = (
-    ort_errors.EPFail,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
 
 # No vocabulary spells text longer than this on average; such a pair is refused before it costs anything.
 _CHARACTERS_A_TOKEN = 20
@@ -129,7 +116,7 @@ class CrossEncoder:
         model = path / "model.onnx"
         try:
             self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        except _RUNTIME_ERRORS as error:
+        except ERRORS as error:
             raise BackendError(f"{model} cannot be loaded: {error}") from error
         self._inputs = [item.name for item in self._session.get_inputs()]
         if not {"input_ids"} <= set(self._inputs) <= _INPUTS:
@@ -150,7 +137,7 @@ class CrossEncoder:
         }
         try:
             logits: NDArray[Any] = self._session.run([self._output], {name: values[name] for name in self._inputs})[0]
-        except _RUNTIME_ERRORS as error:
+        except ERRORS as error:
             # Not its message: that may quote the values.
             raise BackendError(f"ONNX Runtime failed on {row.size} tokens ({type(error).__name__})") from error
         if logits.size not in (1, 2):
