@@ -31,7 +31,7 @@ from service.pipeline.authenticate import authenticate, credential_mark
 from service.pipeline.call import Begun, Switchboard, call
 from service.pipeline.exact_tier import ExactTier, fresh
 from service.pipeline.lead import Lead, Leads
-from service.pipeline.outcomes import Outcomes, belongs, sketch
+from service.pipeline.outcomes import OUTCOMES, Outcomes, belongs, sketch
 from service.pipeline.reserve import Reservation, reserve
 from service.pipeline.screen import Screens, StreamedAnswer
 from service.pipeline.semantic_tier import Found, SemanticTier
@@ -374,8 +374,7 @@ class Gateway:
         drawn = await sketch(entry.completion)
         if stale is not None:
             same = says_the_same(drawn, await sketch(stale.completion))
-            outcome = {True: "same", False: "different", None: "unknown"}[same]
-            self.metrics.cache_refreshes.add((context.endpoint.name, outcome))
+            self.metrics.cache_refreshes.add((context.endpoint.name, OUTCOMES[same]))
         if asking is None or self.semantic is None:
             return
         # An embedder that was down a moment ago is not waited for again.

@@ -40,6 +40,10 @@ _ALIKE = 0.05
 _NEAR = 0.9
 
 
+# What metrics call a comparison; None is one that could not be made.
+OUTCOMES = {True: "same", False: "different", None: "unknown"}
+
+
 class Outcomes:
     """`recorder` None: no endpoint keeps a log. `retune` puts into effect what the watch over audits came to."""
 
@@ -87,8 +91,7 @@ class Outcomes:
             fresh = await ask()
             drawn, served = b"" if fresh is None else await sketch(fresh), found.entry
             same = None if served is None else says_the_same(drawn, await sketch(served.completion))
-            outcome = {True: "same", False: "different", None: "unknown"}[same]
-            self._metrics.cache_audits.add((context.endpoint.name, outcome))
+            self._metrics.cache_audits.add((context.endpoint.name, OUTCOMES[same]))
             about = None if found.look is None else says_the_same(drawn, found.look.stored.sketch)
             await self.note(context, question, found, rule, same=about, fresh=fresh)
             if same is not None and rule.certified:
