@@ -61,12 +61,6 @@ def exact_key(body: dict[str, Any], meaning: Sequence[str]) -> str:
     return _digest(_normal(body), meaning)
 
 
-def question(body: dict[str, Any], meaning: Sequence[str]) -> Question | None:
-    """`asked` with nothing set; None for any reason."""
-    found = asked(body, meaning)
-    return found if isinstance(found, Question) else None
-
-
 def asked(
     body: dict[str, Any],
     meaning: Sequence[str],

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -16,9 +17,15 @@ from service.caching.identity import (
     before,
     exact_key,
     parent,
-    question,
 )
 from service.caching.passages import Template
+
+
+def question(body: dict[str, Any], meaning: Sequence[str]) -> Question | None:
+    """`asked` with nothing set; None for any reason."""
+    found = asked(body, meaning)
+    return found if isinstance(found, Question) else None
+
 
 ASKED: dict[str, Any] = {
     "model": "gpt-4o",
